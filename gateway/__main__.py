@@ -1,0 +1,5 @@
+"""`python -m gateway` is `spanbill`."""
+
+from gateway.cli import main
+
+main()

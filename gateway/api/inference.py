@@ -1,0 +1,256 @@
+"""The inference doors: one pure ASGI application in front of FastAPI, generic over protocols.
+
+No body models, no middleware, no dependency injection: a door reads the body, asks the protocol for the
+facts, admits, routes, and hands over to the story in `gateway.pipeline`. Every refusal leaves in the
+protocol's own envelope with the correlation ids, and without a provider having been called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from gateway.api.correlation import Correlation, Ids, begin
+from gateway.core.errors import CallerError, GatewayFault, SpanbillError
+from gateway.core.exchange import Call, Identity
+from gateway.metering.settle import Ending
+from gateway.pipeline import Admitted, Lane, Serving, Stages
+from gateway.protocols.base import Protocol
+from gateway.release.relay import Caller, Receive, Send
+from otel.traces import Traces
+
+log = logging.getLogger("spanbill.inference")
+
+Header = tuple[bytes, bytes]
+BODY_PARTS_MAX: Final = 1_000_000
+"""Reads of one request body: more than this many pieces is an attack, not an upload."""
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that was answered by the gateway itself; told to logs, metrics and the SERVER span."""
+
+    correlation: Correlation
+    path: str
+    status: int
+    code: str
+    started_unix_ns: int
+    latency_ns: int
+
+
+class Doors:
+    """ASGI application for the paths in `protocols`; everything else goes to `behind`.
+
+    Args:
+        behind: the FastAPI application.
+        identify: request headers -> who pays; raises CallerError 401.
+        lanes: (model, protocol name) -> targets in order; raises CallerError 404.
+        refused: told of each refusal.
+        served: told of each exchange's correlation and scope for the SERVER span, after its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        behind: Callable[..., Any],
+        protocols: Mapping[str, Protocol],
+        stages: Stages,
+        ids: Ids,
+        traces: Traces,
+        identify: Callable[[Sequence[Header]], Identity],
+        lanes: Callable[[str, str], tuple[Lane, ...]],
+        body_bytes_max: int,
+        admitting: Callable[[], GatewayFault | None],
+        refused: Callable[[Refusal], None],
+        served: Callable[[Mapping[str, Any], Correlation, int, int, int], None],
+    ) -> None:
+        self._behind = behind
+        self._protocols = dict(protocols)
+        self._stages = stages
+        self._ids = ids
+        self._traces = traces
+        self._identify = identify
+        self._lanes = lanes
+        self._body_bytes_max = body_bytes_max
+        self._admitting = admitting
+        self._refused = refused
+        self._served = served
+        self._names = {path: f"POST {path}" for path in protocols}
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            protocol = self._protocols.get(scope["path"])
+            if protocol is not None:
+                await self._serve(protocol, scope, receive, send)
+                return
+        await self._behind(scope, receive, send)
+
+    async def _serve(self, protocol: Protocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        stages = self._stages
+        started_ns, started_unix_ns = stages.monotonic_ns(), stages.now_ns()
+        headers: list[Header] = scope["headers"]
+        correlation = begin(headers, self._ids, self._traces, self._names[protocol.path])
+        caller = Caller(receive, send)
+        serving: Serving | None = None
+        try:
+            admitted = await self._admit(protocol, scope, receive, correlation, started_ns, started_unix_ns)
+            serving = Serving(stages, admitted, caller)
+            await serving.serve()
+        except SpanbillError as error:
+            await self._refuse(protocol, caller, correlation, error, serving, started_ns, started_unix_ns)
+        except asyncio.CancelledError:
+            self._abandon(serving, Ending(outcome="interrupted", error_type="interrupted"))
+            raise
+        except Exception as fault:  # the ASGI boundary: what nobody foresaw is billed, answered and logged
+            log.exception("unforeseen fault", extra={"request_id": correlation.record_id})
+            self._abandon(serving, Ending(outcome="internal_error", error_type="internal_error"))
+            error = GatewayFault(
+                "internal_error",
+                f"the gateway failed ({type(fault).__name__}); report request id {correlation.record_id}",
+                status=500,
+            )
+            await self._refuse(protocol, caller, correlation, error, serving, started_ns, started_unix_ns)
+        finally:
+            if correlation.sampled and self._traces.enabled:
+                self._served(scope, correlation, caller.status, started_unix_ns, stages.now_ns())
+
+    async def _admit(
+        self,
+        protocol: Protocol,
+        scope: Mapping[str, Any],
+        receive: Receive,
+        correlation: Correlation,
+        started_ns: int,
+        started_unix_ns: int,
+    ) -> Admitted:
+        headers: list[Header] = scope["headers"]
+        if scope["method"] != "POST":
+            raise CallerError("method_not_allowed", f"{protocol.path} takes POST", status=405)
+        identity = self._identify(headers)
+        fault = self._admitting()
+        if fault is not None:
+            raise fault
+        body = await read_body(receive, headers, self._body_bytes_max)
+        request = protocol.read_request(body)
+        lanes = self._lanes(request.model, protocol.name)
+        client = scope.get("client")
+        call = Call(
+            record_id=correlation.record_id,
+            trace_id=correlation.trace_id,
+            span_id=self._ids.span_id(),
+            server_span_id=correlation.server_span_id,
+            protocol=protocol.name,
+            operation=protocol.operation,
+            model=request.model,
+            stream=request.stream,
+            identity=identity,
+            started_unix_ns=started_unix_ns,
+            parent_span_id=None if correlation.parent is None else correlation.parent.span_id,
+            max_tokens=request.max_tokens,
+            client_address=client[0] if client else None,
+            client_user=request.user,
+            client_request_id=correlation.client_request_id,
+            session_id=request.session,
+            input_summary=request.summary,
+            sampled=correlation.sampled,
+        )
+        return Admitted(
+            call=call,
+            request=request,
+            protocol=protocol,
+            lanes=lanes,
+            body=body,
+            headers=headers,
+            ids=correlation.headers(),
+            started_ns=started_ns,
+            traceparent=correlation.traceparent,
+        )
+
+    async def _refuse(
+        self,
+        protocol: Protocol,
+        caller: Caller,
+        correlation: Correlation,
+        error: SpanbillError,
+        serving: Serving | None,
+        started_ns: int,
+        started_unix_ns: int,
+    ) -> None:
+        """Answer in the protocol's envelope; once the answer has begun it can only be cut off, never completed."""
+        if serving is None or not serving.settled:
+            self._refused(
+                Refusal(
+                    correlation=correlation,
+                    path=protocol.path,
+                    status=error.status,
+                    code=error.code,
+                    started_unix_ns=started_unix_ns,
+                    latency_ns=self._stages.monotonic_ns() - started_ns,
+                )
+            )
+        if caller.started:
+            return
+        body = protocol.error_body(error)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            *correlation.headers(),
+        ]
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if error.status == 405:
+            headers.append((b"allow", b"POST"))
+        if error.status in (405, 413):
+            headers.append((b"connection", b"close"))  # the rest of the body will not be read
+        await caller.start(error.status, headers)
+        await caller.body(body, more=False)
+
+    def _abandon(self, serving: Serving | None, ending: Ending) -> None:
+        if serving is None:
+            return
+        try:
+            serving.abandon(ending)
+        except GatewayFault:
+            log.error("a bill could not be journaled; its intent stands", extra={"outcome": ending.outcome})
+
+
+async def read_body(receive: Receive, headers: Sequence[Header], bytes_max: int) -> bytes:
+    """Read the whole request body.
+
+    Raises:
+        CallerError: 413 above `bytes_max`, declared or sent; 415 for an encoded body; 400 if it was cut off.
+    """
+    for name, value in headers:
+        if name == b"content-length":
+            if not value.isdigit():
+                raise CallerError("invalid_content_length", "content-length is not a number", status=400)
+            if int(value[:20]) > bytes_max:
+                raise _too_large(bytes_max)
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise CallerError("unsupported_encoding", "send the body without content-encoding", status=415)
+    pieces: list[bytes] = []
+    size = 0
+    for _ in range(BODY_PARTS_MAX):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise CallerError("request_cut_off", "the request body ended early", status=400)
+        piece: bytes = message.get("body", b"")
+        size += len(piece)
+        if size > bytes_max:
+            raise _too_large(bytes_max)
+        if piece:
+            pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    raise CallerError("request_in_crumbs", f"the request body came in more than {BODY_PARTS_MAX} pieces", status=400)
+
+
+def _too_large(bytes_max: int) -> CallerError:
+    return CallerError(
+        "request_too_large",
+        f"the request body is larger than {bytes_max} bytes; the operator may raise server.max_body_bytes",
+        status=413,
+    )

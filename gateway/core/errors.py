@@ -1,0 +1,70 @@
+"""Errors: the class says whose fault it is, and `code` is the stable word that logs, spans and callers see.
+
+    SpanbillError
+      ├─ CallerError     4xx: the request is wrong; sending it again changes nothing
+      ├─ UpstreamError   the provider failed; `retryable` says whether another attempt may help
+      └─ GatewayFault    5xx: ours; never hidden, and never after a provider was paid without a bill
+
+Messages are for people and name the next step. They never carry a key, a prompt or a reply.
+"""
+
+from __future__ import annotations
+
+
+class SpanbillError(Exception):
+    """Root of the tree.
+
+    Args:
+        code: stable snake_case word; `error.type` on the span.
+        message: what happened and what to do next.
+        status: HTTP status for the caller.
+        param: the field or header at fault, if one is.
+        retry_after_s: seconds to put into `Retry-After`, if waiting helps.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class CallerError(SpanbillError):
+    """The request is at fault (4xx)."""
+
+
+class UpstreamError(SpanbillError):
+    """The provider is at fault: not reached, too slow, cut off, or not speaking its protocol.
+
+    Args:
+        retryable: another attempt may succeed (nothing was released yet and the fault is transient).
+        sent: the request may have reached the provider, so that it may have charged for it.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int = 502,
+        retryable: bool,
+        sent: bool,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(code, message, status=status, retry_after_s=retry_after_s)
+        self.retryable = retryable
+        self.sent = sent
+
+
+class GatewayFault(SpanbillError):
+    """The gateway is at fault (5xx)."""

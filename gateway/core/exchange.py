@@ -1,0 +1,124 @@
+"""Exchange: the whole of one request as immutable values, from which its bill is derived.
+
+    Call      what was asked, by whom, and the ids     known at admission, journaled as the intent
+    Attempt   one try at one provider                  a CLIENT span each
+    Reply     what came back, in counts and shapes     never content
+    Exchange  all three with the outcome               the billing span is a function of it
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gateway.core.charge import BillStatus, Charge
+from gateway.core.usage import Usage
+
+Outcome = Literal[
+    "ok",
+    "client_disconnected",
+    "upstream_error",
+    "upstream_unreachable",
+    "upstream_timeout",
+    "upstream_incomplete",
+    "interrupted",
+    "internal_error",
+]
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who pays: the owner of the virtual key.
+
+    Args:
+        key_id: public id of the key; never the key.
+        user_id: the key's owner.
+        user_name: display name, None if none is known.
+        source: how the owner was found: `key` (a key of the configuration) or `env_key`.
+    """
+
+    key_id: str
+    user_id: str
+    source: Literal["key", "env_key"]
+    user_name: str | None = None
+    team: str | None = None
+    project: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked, known before any provider is called.
+
+    Ids are lower-case hex (`trace_id` 32, span ids 16); `record_id` is the UUIDv7 correlation id.
+    `span_id` is the billing span's, fixed at admission so that a bill written after a crash has it too.
+    """
+
+    record_id: str
+    trace_id: str
+    span_id: str
+    server_span_id: str
+    protocol: str
+    operation: str
+    model: str
+    stream: bool
+    identity: Identity
+    started_unix_ns: int
+    parent_span_id: str | None = None
+    max_tokens: int | None = None
+    alias: str | None = None
+    client_address: str | None = None
+    client_user: str | None = None
+    client_request_id: str | None = None
+    session_id: str | None = None
+    input_summary: dict[str, int] = {}
+    sampled: bool = True
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try at one provider; `status` None means that no status line arrived."""
+
+    span_id: str
+    provider: str
+    model: str
+    host: str
+    port: int
+    path: str
+    started_unix_ns: int
+    ended_unix_ns: int
+    status: int | None = None
+    error_type: str | None = None
+    provider_request_id: str | None = None
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back, in counts and shapes.
+
+    Args:
+        usage: None when the provider reported none.
+        complete: the protocol's own end was seen (`[DONE]`, `message_stop`, a whole JSON body).
+        error_type: the provider's own error code, from an error body or an error event in a stream.
+        output_summary: counts only, e.g. {"events": 12, "tool_calls": 1}.
+    """
+
+    response_id: str | None = None
+    response_model: str | None = None
+    finish_reasons: tuple[str, ...] = ()
+    usage: Usage | None = None
+    complete: bool = False
+    error_type: str | None = None
+    output_summary: dict[str, int] = {}
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished request; exactly one bill follows from it."""
+
+    call: Call
+    attempts: tuple[Attempt, ...]
+    reply: Reply
+    outcome: Outcome
+    status: BillStatus
+    ended_unix_ns: int
+    latency_ns: int
+    charge: Charge | None = None
+    error_type: str | None = None
+    time_to_first_chunk_ns: int | None = None

@@ -1,0 +1,46 @@
+"""Usage: counts exactly as the provider reported them.
+
+Absent is not zero: a dimension that nobody reported has no key, and a key with 0 means that the provider
+said 0. Wholes include their parts (`gateway.core.dimensions`): `input` is all input, cached included, and
+`output` is all output, reasoning included, whatever the provider's own arithmetic looks like.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gateway.core.dimensions import DIMENSIONS
+
+UsageSource = Literal["provider", "drained", "estimated"]
+
+COUNT_MAX = 2**53 - 1
+"""A larger count is an anomaly: it would not survive JSON readers that keep numbers as doubles."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one reply consumed.
+
+    Args:
+        counts: dimension name -> units, only those that were reported; each 0..COUNT_MAX.
+        source: who counted.
+        anomalies: what the payload got wrong and which choice was made, as stable snake_case words.
+        service_tier: the tier that the *reply* states, None when it states none.
+        reported_cost_usd: the provider's own figure as the decimal string it sent, None when absent.
+        raw_payloads: how many usage objects the reply carried.
+    """
+
+    counts: dict[str, int]
+    source: UsageSource = "provider"
+    anomalies: tuple[str, ...] = ()
+    service_tier: str | None = None
+    reported_cost_usd: str | None = None
+    raw_payloads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, units in self.counts.items():
+            if name not in DIMENSIONS:
+                raise ValueError(f"{name!r} is not a dimension; add it to gateway.core.dimensions")
+            if not 0 <= units <= COUNT_MAX:
+                raise ValueError(f"{name} = {units} is outside 0..{COUNT_MAX}")

@@ -1,0 +1,79 @@
+"""Settle: from what came back to the one bill, in any ending.
+
+Unknown is never zero: a reply without usage is `unmetered`, one without a rate `unpriced`. A cost of
+exactly 0 is only said where it is known: the provider was not reached, refused the request with an error
+status (errors are not charged), or the door is free of charge.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.core.charge import BillStatus, Charge
+from gateway.core.errors import UpstreamError
+from gateway.core.exchange import Outcome, Reply
+from gateway.core.usage import Usage
+
+FREE = Charge(lines=(), price_id="none", catalog="none")
+"""The charge of what provably cost nothing."""
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How an exchange ended: outcome, the stable error code, and whether it certainly cost nothing."""
+
+    outcome: Outcome
+    error_type: str | None = None
+    free: bool = False
+
+
+def ending_of_fault(fault: UpstreamError) -> Ending:
+    """Return the ending of an exchange whose provider failed; free only if nothing was sent."""
+    outcome: Outcome
+    if not fault.sent:
+        outcome = "upstream_unreachable"
+    elif fault.code == "upstream_timeout":
+        outcome = "upstream_timeout"
+    elif fault.code == "upstream_incomplete":
+        outcome = "upstream_incomplete"
+    else:
+        outcome = "upstream_error"
+    return Ending(outcome=outcome, error_type=fault.code, free=not fault.sent)
+
+
+def ending_of_reply(status: int, reply: Reply, *, billable: bool, client_gone: bool) -> Ending:
+    """Return the ending of an exchange that brought a reply, whole or streamed.
+
+    An error status is free of charge; an error event inside a 200 is not: tokens may have been made.
+    """
+    if status >= 400:
+        return Ending(outcome="upstream_error", error_type=reply.error_type or str(status), free=True)
+    if reply.error_type is not None:
+        return Ending(outcome="upstream_error", error_type=reply.error_type, free=not billable)
+    if not reply.complete:
+        return Ending(outcome="upstream_incomplete", error_type="upstream_incomplete", free=not billable)
+    if client_gone:
+        return Ending(outcome="client_disconnected", error_type="client_disconnected", free=not billable)
+    return Ending(outcome="ok", free=not billable)
+
+
+def drained(reply: Reply) -> Reply:
+    """Mark the usage of a reply that the gateway read to its end without its client."""
+    if reply.usage is None or reply.usage.source != "provider":
+        return reply
+    return msgspec.structs.replace(reply, usage=msgspec.structs.replace(reply.usage, source="drained"))
+
+
+def metered(usage: Usage | None) -> bool:
+    """Say whether usage is enough to bill: both sides of the exchange, or what the provider says it cost."""
+    return usage is not None and "input" in usage.counts and "output" in usage.counts
+
+
+def bill_status(ending: Ending, usage: Usage | None, charge: Charge | None) -> BillStatus:
+    """Return how far the bill can be trusted; see `BillStatus`."""
+    if ending.free:
+        return "final"
+    if usage is None or not metered(usage):
+        return "unmetered"
+    if charge is None:
+        return "unpriced"
+    return "estimated" if usage.source == "estimated" else "final"

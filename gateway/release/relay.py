@@ -1,0 +1,88 @@
+"""Relay: the caller's end of an exchange, and the one place that knows whether the caller is still there.
+
+Bytes go out as they came in. A caller that left never stops a bill: sending to it becomes a no-op, and the
+reading goes on for as long as `DrainBounds` allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+CHECK_EVERY_NS = 20_000_000
+"""How often a busy stream looks whether its caller left: 20 ms."""
+
+
+class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a reply is read on after its caller left."""
+
+    duration_ns: int
+    bytes_max: int
+
+
+class Caller:
+    """One caller's side of the ASGI connection.
+
+    Args:
+        receive, send: the ASGI pair, after the request body was read.
+    """
+
+    __slots__ = ("_checked_ns", "_receive", "_send", "gone", "status")
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._checked_ns = 0
+        self.gone = False
+        self.status = 0
+
+    @property
+    def started(self) -> bool:
+        """The head of the response has been sent."""
+        return self.status != 0
+
+    def left(self) -> bool:
+        """Say whether the caller has disconnected, without waiting.
+
+        One step of `receive()` answers at once if a disconnect is pending; otherwise it would wait, and is
+        closed instead. That costs 2 us, where a task that waits for the disconnect costs 30.
+        """
+        if not self.gone:
+            step: Any = self._receive()
+            try:
+                step.send(None)
+            except StopIteration as stop:
+                self.gone = stop.value["type"] == "http.disconnect"
+            else:
+                step.close()
+        return self.gone
+
+    def left_lately(self, now_ns: int) -> bool:
+        """As `left`, but look at most every CHECK_EVERY_NS."""
+        if self.gone or now_ns - self._checked_ns < CHECK_EVERY_NS:
+            return self.gone
+        self._checked_ns = now_ns
+        return self.left()
+
+    async def start(self, status: int, headers: Sequence[Header]) -> None:
+        """Send the head of the response."""
+        self.status = status
+        await self._out({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def body(self, data: bytes, *, more: bool) -> None:
+        """Send bytes of the body; waits while the caller is slower than the provider."""
+        await self._out({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _out(self, message: dict[str, Any]) -> None:
+        if self.gone:
+            return
+        try:
+            await self._send(message)
+        except OSError:  # the ASGI specification lets a server raise this once the caller is gone
+            self.gone = True

@@ -1,0 +1,182 @@
+"""Metrics: what `/metrics` says, as folds of the bills; exact, bounded, and cheap to add to.
+
+Money is kept in integers of 10^-12 USD and becomes a float only on the page, so no sum drifts. Labels are
+bounded: keys, providers and models come from the configuration and the catalogue; a name beyond
+`SERIES_MAX` per metric is counted under `other`, so a caller cannot create series at will.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+SERIES_MAX: Final = 20_000
+"""Label sets per metric; one more is counted under `other`."""
+MODELS_MAX: Final = 2_000
+LATENCY_BUCKETS_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+FIRST_CHUNK_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+PICO_PER_USD: Final = 10**12
+OTHER: Final = "other"
+
+Labels = tuple[str, ...]
+
+
+class Histogram:
+    """Counts per bucket and an exact sum, in nanoseconds."""
+
+    __slots__ = ("bounds_ns", "counts", "sum_ns")
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self.bounds_ns = [round(bound * 1e9) for bound in bounds_s]
+        self.counts = [0] * (len(bounds_s) + 1)
+        self.sum_ns = 0
+
+    def observe(self, value_ns: int) -> None:
+        """Count one value; a value on a bound belongs to the bucket that the bound closes."""
+        self.counts[bisect_left(self.bounds_ns, value_ns)] += 1
+        self.sum_ns += value_ns
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Return `(le, count)` pairs as Prometheus wants them."""
+        total = 0
+        rows: list[tuple[str, float]] = []
+        for bound, count in zip([*self.bounds_ns, None], self.counts, strict=True):
+            total += count
+            rows.append(("+Inf" if bound is None else repr(bound / 1e9), total))
+        return rows
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """One bill in the words of the metrics.
+
+    Args:
+        cost_pico_usd: None where the bill has no cost: it is then counted by status and added nowhere.
+        tokens: dimension to count, only what was reported.
+    """
+
+    api_key_id: str
+    provider: str
+    model: str
+    status: str
+    bill_status: str
+    latency_ns: int
+    error_type: str | None = None
+    cost_pico_usd: int | None = None
+    tokens: dict[str, int] = {}
+    time_to_first_chunk_ns: int | None = None
+
+
+class Metrics(Collector):
+    """The counters of one process, and a `prometheus_client` collector over them."""
+
+    def __init__(self, gauges: Callable[[], Iterable[Metric]] = tuple) -> None:
+        self._gauges = gauges
+        self._requests: dict[Labels, int] = {}
+        self._errors: dict[Labels, int] = {}
+        self._cost: dict[Labels, int] = {}
+        self._records: dict[Labels, int] = {}
+        self._tokens: dict[Labels, int] = {}
+        self._refused: dict[Labels, int] = {}
+        self._latency: dict[Labels, Histogram] = {}
+        self._first_chunk: dict[Labels, Histogram] = {}
+        self._models: set[Labels] = set()
+
+    def observe(self, o: Observation) -> None:
+        """Fold one bill in."""
+        key, provider = o.api_key_id, o.provider
+        model = self._bounded_model(provider, o.model)
+        _add(self._requests, (key, provider, o.status), 1)
+        _add(self._records, (o.bill_status,), 1)
+        if o.error_type is not None:
+            _add(self._errors, (key, provider, o.error_type), 1)
+        if o.cost_pico_usd is not None:
+            _add(self._cost, (key, provider, model), o.cost_pico_usd)
+        for dimension, units in o.tokens.items():
+            _add(self._tokens, (key, provider, model, dimension), units)
+        labels = (key, provider)
+        histogram = self._latency.get(labels)
+        if histogram is None:
+            histogram = self._latency.setdefault(labels, Histogram(LATENCY_BUCKETS_S))
+        histogram.observe(o.latency_ns)
+        if o.time_to_first_chunk_ns is not None:
+            histogram = self._first_chunk.get(labels)
+            if histogram is None:
+                histogram = self._first_chunk.setdefault(labels, Histogram(FIRST_CHUNK_BUCKETS_S))
+            histogram.observe(o.time_to_first_chunk_ns)
+
+    def refuse(self, code: str) -> None:
+        """Count a request that was refused before any provider was called."""
+        _add(self._refused, (code,), 1)
+
+    def _bounded_model(self, provider: str, model: str) -> str:
+        label = (provider, model)
+        if label in self._models:
+            return model
+        if len(self._models) >= MODELS_MAX:
+            return OTHER
+        self._models.add(label)
+        return model
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every family; called by the registry when the page is read."""
+        by_key = ["api_key_id", "provider"]
+        yield _counter(
+            "llm_gateway_requests", "Bills, by the status class of the reply.", [*by_key, "status"], self._requests
+        )
+        yield _counter("llm_gateway_errors", "Bills with an error.", [*by_key, "error_type"], self._errors)
+        yield _counter(
+            "llm_gateway_fallbacks",
+            "Requests that another provider took over.",
+            ["api_key_id", "from_provider", "to_provider"],
+            {},
+        )
+        yield _counter("llm_gateway_cost", "Cost in USD; exact up to the page.", [*by_key, "model"], self._cost, PICO_PER_USD)
+        yield _counter("llm_gateway_tokens", "Units as reported, wholes and parts.", [*by_key, "model", "type"], self._tokens)
+        yield _counter("llm_gateway_records", "Bills by how far they can be trusted.", ["status"], self._records)
+        yield _counter("llm_gateway_refused", "Requests refused before a provider was called.", ["code"], self._refused)
+        yield _histogram("llm_gateway_latency_seconds", "From admission to the settled bill.", by_key, self._latency)
+        yield _histogram(
+            "llm_gateway_time_to_first_chunk_seconds", "From admission to a stream's first byte.", by_key, self._first_chunk
+        )
+        yield from self._gauges()
+
+
+def _add(series: dict[Labels, int], labels: Labels, amount: int) -> None:
+    value = series.get(labels)
+    if value is not None:
+        series[labels] = value + amount
+    elif len(series) < SERIES_MAX:
+        series[labels] = amount
+    else:
+        other = tuple(OTHER for _ in labels)
+        series[other] = series.get(other, 0) + amount
+
+
+def _counter(name: str, text: str, labels: list[str], series: dict[Labels, int], divisor: int = 1) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, amount in list(series.items()):
+        family.add_metric(list(values), amount / divisor)
+    return family
+
+
+def _histogram(name: str, text: str, labels: list[str], series: dict[Labels, Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, histogram in list(series.items()):
+        family.add_metric(list(values), histogram.cumulative(), histogram.sum_ns / 1e9)
+    return family
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """Return one unlabelled gauge."""
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """Return one unlabelled counter."""
+    return CounterMetricFamily(name, text, value=value)

@@ -1,0 +1,225 @@
+"""The billing span: every attribute's name, type, unit and presence, and its one encoding as OTLP/JSON.
+
+A bill is not cut: no attribute limit of the SDK applies here, a value of the wrong type or an unknown
+name raises while the bill is built, and an absent value has no key at all. The documentation page
+`docs/billing-span.md` is generated from `ATTRIBUTES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+import orjson
+
+SEMCONV_VERSION: Final = "1.38.0"
+"""The GenAI semantic conventions that the `gen_ai.*` names follow."""
+
+Kind = Literal["string", "int", "double", "bool", "string[]"]
+Value = str | int | float | bool | tuple[str, ...]
+
+INT64_MAX: Final = 2**63 - 1
+
+
+class Attribute(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table.
+
+    Args:
+        presence: when the key exists, in words for the documentation.
+        unit: UCUM unit, "" where there is none.
+    """
+
+    name: str
+    kind: Kind
+    presence: str
+    meaning: str
+    unit: str = ""
+
+
+def _a(name: str, kind: Kind, presence: str, meaning: str, unit: str = "") -> Attribute:
+    return Attribute(name=name, kind=kind, presence=presence, meaning=meaning, unit=unit)
+
+
+_ALWAYS = "always"
+_REPORTED = "only if the provider reported it"
+_PRICED = "only if priced"
+_KNOWN = "if known"
+
+ATTRIBUTES: Final[tuple[Attribute, ...]] = (
+    _a("gen_ai.operation.name", "string", _ALWAYS, "`chat`, `count_tokens`, …"),
+    _a("gen_ai.provider.name", "string", "if a provider was called", "the provider that served"),
+    _a("gen_ai.request.model", "string", _ALWAYS, "the model that the caller named"),
+    _a("gen_ai.response.model", "string", _REPORTED, "the model that served, which is the one priced"),
+    _a("gen_ai.response.id", "string", _REPORTED, "the provider's id of the reply"),
+    _a("gen_ai.response.finish_reasons", "string[]", _REPORTED, "why generation ended"),
+    _a("gen_ai.request.stream", "bool", _ALWAYS, "the caller asked for a stream"),
+    _a("gen_ai.request.max_tokens", "int", "if requested", "the caller's bound on output", "{token}"),
+    _a(
+        "gen_ai.response.time_to_first_chunk",
+        "double",
+        "streams that began",
+        "from admission to the first byte of the stream's body",
+        "s",
+    ),
+    _a("gen_ai.usage.input_tokens", "int", _REPORTED, "all input, cached included", "{token}"),
+    _a("gen_ai.usage.output_tokens", "int", _REPORTED, "all output, reasoning included", "{token}"),
+    _a("gen_ai.usage.cache_read.input_tokens", "int", _REPORTED, "input read from the cache", "{token}"),
+    _a("gen_ai.usage.cache_write.input_tokens", "int", _REPORTED, "input written to the cache", "{token}"),
+    _a(
+        "gen_ai.usage.cache_creation.input_tokens",
+        "int",
+        "instead of `cache_write` if `telemetry.cache_write_name` is `cache_creation`",
+        "input written to the cache, by the older name",
+        "{token}",
+    ),
+    _a("gen_ai.usage.reasoning.output_tokens", "int", _REPORTED, "reasoning part of the output", "{token}"),
+    _a("gen_ai.usage.cost", "double", _PRICED, "`billing.cost.usd` as a double, for tools that sum", "USD"),
+    _a("user.id", "string", "if the request claims one", "the end user that the caller names; not trusted"),
+    _a("session.id", "string", "if the request names one", "the caller's conversation"),
+    _a("error.type", "string", "on failure", "stable code of what went wrong"),
+    _a("server.address", "string", "if a provider was called", "host that served"),
+    _a("server.port", "int", "if a provider was called", "port that served"),
+    _a("client.address", "string", _KNOWN, "address of the caller"),
+    _a("billing.record.id", "string", _ALWAYS, "the correlation id: one per bill"),
+    _a("billing.status", "string", _ALWAYS, "`final`, `estimated`, `unpriced`, `unmetered`"),
+    _a("billing.outcome", "string", _ALWAYS, "`ok`, `client_disconnected`, `upstream_error`, …"),
+    _a("billing.user.id", "string", _ALWAYS, "the owner of the virtual key: who pays"),
+    _a("billing.user.name", "string", _KNOWN, "display name of the owner"),
+    _a("billing.user.source", "string", _ALWAYS, "how the owner was found: `key`, `env_key`"),
+    _a("billing.key.id", "string", _ALWAYS, "public id of the virtual key"),
+    _a("billing.team", "string", _KNOWN, "team of the key"),
+    _a("billing.project", "string", _KNOWN, "project of the key"),
+    _a("billing.tags", "string[]", _KNOWN, "tags of the key"),
+    _a("billing.cost.usd", "string", _PRICED, "exact decimal: the bill", "USD"),
+    _a("billing.cost.currency", "string", _PRICED, "`USD`"),
+    _a("billing.cost.input_usd", "string", _PRICED, "line: input at the plain rate", "USD"),
+    _a("billing.cost.cache_read_usd", "string", _PRICED, "line: cache reads", "USD"),
+    _a("billing.cost.cache_write_usd", "string", _PRICED, "line: cache writes", "USD"),
+    _a("billing.cost.cache_write_5m_usd", "string", _PRICED, "line: cache writes kept 5 minutes", "USD"),
+    _a("billing.cost.cache_write_1h_usd", "string", _PRICED, "line: cache writes kept 1 hour", "USD"),
+    _a("billing.cost.input_audio_usd", "string", _PRICED, "line: audio input", "USD"),
+    _a("billing.cost.input_image_usd", "string", _PRICED, "line: image input", "USD"),
+    _a("billing.cost.output_usd", "string", _PRICED, "line: output at the plain rate", "USD"),
+    _a("billing.cost.reasoning_usd", "string", _PRICED, "line: reasoning at a rate of its own", "USD"),
+    _a("billing.cost.output_audio_usd", "string", _PRICED, "line: audio output", "USD"),
+    _a("billing.cost.output_image_usd", "string", _PRICED, "line: image output", "USD"),
+    _a("billing.cost.request_usd", "string", _PRICED, "line: fee per request", "USD"),
+    _a("billing.cost.source", "string", _PRICED, "`local`: computed from the rate card"),
+    _a("billing.cost.reported_usd", "string", _REPORTED, "the provider's own figure, beside ours", "USD"),
+    _a("billing.price.id", "string", _PRICED, "entry of the catalogue that was applied"),
+    _a("billing.price.catalog", "string", _PRICED, "content hash of the catalogue"),
+    _a("billing.price.tier", "string", "if the rate has tiers", "the context tier that applied"),
+    _a("billing.service_tier", "string", _REPORTED, "tier that the reply states"),
+    _a("billing.usage.source", "string", "if metered", "`provider`, `drained`, `estimated`"),
+    _a("billing.usage.anomalies", "string[]", "if any", "what the payload got wrong, and so what was chosen"),
+    _a("billing.usage.cache_write_5m_tokens", "int", _REPORTED, "written for 5 minutes", "{token}"),
+    _a("billing.usage.cache_write_1h_tokens", "int", _REPORTED, "written for 1 hour", "{token}"),
+    _a("billing.usage.input_audio_tokens", "int", _REPORTED, "audio part of the input", "{token}"),
+    _a("billing.usage.input_image_tokens", "int", _REPORTED, "image part of the input", "{token}"),
+    _a("billing.usage.output_audio_tokens", "int", _REPORTED, "audio part of the output", "{token}"),
+    _a("billing.usage.output_image_tokens", "int", _REPORTED, "image part of the output", "{token}"),
+    _a("billing.usage.requests", "int", "if reported", "requests counted by the provider", "{request}"),
+    _a("billing.cache_hit", "bool", _REPORTED, "cache reads were reported and are more than 0"),
+    _a("billing.cache_write", "bool", _REPORTED, "cache writes were reported and are more than 0"),
+    _a("billing.attempts", "int", _ALWAYS, "how many times a provider was called", "{attempt}"),
+    _a("billing.providers_tried", "string[]", "if a provider was called", "providers in the order tried"),
+    _a("billing.alias", "string", "if an alias was named", "the alias that chose the model"),
+    _a("billing.client.request_id", "string", "if the caller sent one", "the caller's own `x-request-id`"),
+    _a("billing.provider.request_id", "string", _REPORTED, "the provider's own request id"),
+    _a("billing.protocol", "string", _ALWAYS, "the door: `chat_completions`, `messages`, …"),
+    _a("billing.http.status_code", "int", "if a provider answered", "the provider's status"),
+    _a("billing.latency_ms", "double", _ALWAYS, "from admission to the settled bill", "ms"),
+    _a("billing.input.summary.messages", "int", _KNOWN, "messages in the request", "{message}"),
+    _a("billing.input.summary.tools", "int", _KNOWN, "tools offered", "{tool}"),
+    _a("billing.input.summary.images", "int", _KNOWN, "images in the request", "{image}"),
+    _a("billing.input.summary.bytes", "int", _KNOWN, "size of the request's body", "By"),
+    _a("billing.output.summary.choices", "int", _KNOWN, "choices or content blocks in the reply"),
+    _a("billing.output.summary.tool_calls", "int", _KNOWN, "tool calls in the reply", "{call}"),
+    _a("billing.output.summary.events", "int", "streams", "events in the stream", "{event}"),
+    _a("billing.output.summary.bytes", "int", _KNOWN, "size of the reply's body", "By"),
+)
+
+_PREFIX: Final[dict[str, tuple[Kind, str]]] = {
+    a.name: (a.kind, '{"key":' + orjson.dumps(a.name).decode() + ',"value":') for a in ATTRIBUTES
+}
+
+TRACE_FLAGS_SAMPLED: Final = 1
+
+
+class BillingSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """The span as a value: ids in lower-case hex, times in Unix nanoseconds, attributes by name."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    started_unix_ns: int
+    ended_unix_ns: int
+    attributes: Mapping[str, Value]
+    failed: bool = False
+
+
+def encode_attribute(name: str, value: Value) -> str:
+    """Return one OTLP/JSON key-value.
+
+    Raises:
+        KeyError: the name is not in `ATTRIBUTES`.
+        TypeError, ValueError: the value does not fit the row; a bill with a bent value must not be written.
+    """
+    kind, prefix = _PREFIX[name]
+    if kind == "string":
+        if type(value) is not str:
+            raise TypeError(f"{name} takes a string, got {type(value).__name__}")
+        return prefix + '{"stringValue":' + _text(value) + "}}"
+    if kind == "int":
+        if type(value) is not int:
+            raise TypeError(f"{name} takes an int, got {type(value).__name__}")
+        if not -INT64_MAX <= value <= INT64_MAX:
+            raise ValueError(f"{name} = {value} is outside 64 bits")
+        return f'{prefix}{{"intValue":"{value}"}}}}'
+    if kind == "bool":
+        if type(value) is not bool:
+            raise TypeError(f"{name} takes a bool, got {type(value).__name__}")
+        return prefix + ('{"boolValue":true}}' if value else '{"boolValue":false}}')
+    if kind == "double":
+        if type(value) is not float:
+            raise TypeError(f"{name} takes a float, got {type(value).__name__}")
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{name} is not finite")
+        return f'{prefix}{{"doubleValue":{value!r}}}}}'
+    if type(value) is not tuple:
+        raise TypeError(f"{name} takes a tuple of strings, got {type(value).__name__}")
+    inner = ",".join('{"stringValue":' + _text(item) + "}" for item in value)
+    return prefix + '{"arrayValue":{"values":[' + inner + "]}}}"
+
+
+def _text(value: str) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # lone surrogates, which JSON escapes can smuggle into a str
+        return orjson.dumps(value.encode("utf-8", "replace").decode()).decode()
+
+
+def encode_span(span: BillingSpan) -> str:
+    """Return the span as one OTLP/JSON `Span` object: times and ints as strings, ids in hex."""
+    parent = f'"parentSpanId":"{span.parent_span_id}",' if span.parent_span_id else ""
+    attributes = ",".join([encode_attribute(name, value) for name, value in span.attributes.items()])
+    status = '{"code":2}' if span.failed else "{}"
+    return (
+        f'{{"traceId":"{span.trace_id}","spanId":"{span.span_id}",{parent}"flags":{TRACE_FLAGS_SAMPLED},'
+        f'"name":{_text(span.name)},"kind":3,"startTimeUnixNano":"{span.started_unix_ns}",'
+        f'"endTimeUnixNano":"{span.ended_unix_ns}","attributes":[{attributes}],"status":{status}}}'
+    )
+
+
+def resource_spans_frame(resource: Mapping[str, str], scope: str, version: str) -> tuple[str, str]:
+    """Return what stands before and after one span to make it a whole `ResourceSpans` object."""
+    attributes = ",".join(
+        f'{{"key":{_text(key)},"value":{{"stringValue":{_text(value)}}}}}' for key, value in resource.items()
+    )
+    head = (
+        f'{{"resource":{{"attributes":[{attributes}]}},"scopeSpans":[{{"scope":{{"name":{_text(scope)},'
+        f'"version":{_text(version)}}},"spans":['
+    )
+    return head, "]}]}"
