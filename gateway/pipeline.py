@@ -33,13 +33,13 @@ from gateway.metering.settle import (
     ending_of_reply,
     metered,
 )
-from gateway.protocols.base import Dialect, Protocol, Request
+from gateway.protocols.base import Dialect, Protocol, Request, StreamMeter
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
 from gateway.release.headers import reply_headers
 from gateway.release.relay import Caller, DrainBounds
 
-LINGER_S = 1.0
-"""How long the rest of a finished stream is awaited, after its release, to keep the connection."""
+LINGER_S = 0.25
+"""How long the end of the body is awaited behind a terminal event: it nearly always comes along with it."""
 
 
 class Lane(Interface):
@@ -140,7 +140,11 @@ class Serving:
             await self._record_fault(lane, fault, Reply())
             raise
         try:
-            if self._admitted.request.stream and upstream.status == 200 and _is_event_stream(upstream.headers):
+            if (
+                self._admitted.request.stream
+                and upstream.status == 200
+                and _is_event_stream(upstream.headers)
+            ):
                 await self._serve_stream(lane, upstream, intent)
             else:
                 await self._serve_whole(lane, upstream)
@@ -178,7 +182,12 @@ class Serving:
         return reply
 
     def _note_attempt(
-        self, lane: Lane, span_id: str, started_unix_ns: int, reply: UpstreamReply | None, error_type: str | None
+        self,
+        lane: Lane,
+        span_id: str,
+        started_unix_ns: int,
+        reply: UpstreamReply | None,
+        error_type: str | None,
     ) -> None:
         status = None if reply is None else reply.status
         self._attempts.append(
@@ -211,7 +220,9 @@ class Serving:
         gone = caller.left()
         if gone:
             reply = drained(reply)
-        ending = ending_of_reply(upstream.status, reply, billable=admitted.protocol.billable, client_gone=gone)
+        ending = ending_of_reply(
+            upstream.status, reply, billable=admitted.protocol.billable, client_gone=gone
+        )
         exchange, sequence = self._settle(lane, ending, reply)
         await self._stages.recorder.durable(sequence)
         await caller.start(
@@ -244,12 +255,13 @@ class Serving:
     async def _serve_stream(self, lane: Lane, upstream: UpstreamReply, intent: int) -> None:
         stages, admitted, caller = self._stages, self._admitted, self._caller
         await stages.recorder.durable(intent)
-        await caller.start(200, reply_headers(upstream.headers, admitted.ids, None, lane=(lane.provider, lane.model)))
+        await caller.start(
+            200, reply_headers(upstream.headers, admitted.ids, None, lane=(lane.provider, lane.model))
+        )
         meter = admitted.protocol.stream_meter(admitted.request, lane.dialect)
         fault: UpstreamError | None = None
-        at_end = False
         try:
-            at_end = await self._relay(upstream, meter.feed, lambda: meter.ended)
+            await self._relay(upstream, meter)
         except UpstreamError as broken:
             fault = broken
         tail = meter.finish()
@@ -263,17 +275,15 @@ class Serving:
             ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, client_gone=gone)
         _, sequence = self._settle(lane, ending, reply)
         await stages.recorder.durable(sequence)
-        if ending.outcome in ("ok", "client_disconnected") or (reply.error_type is not None and fault is None):
+        if ending.outcome in ("ok", "client_disconnected") or (
+            reply.error_type is not None and fault is None
+        ):
             await caller.body(tail.held, more=False)
         else:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
-        if not at_end and fault is None:
-            await _linger(upstream)
 
-    async def _relay(
-        self, upstream: UpstreamReply, feed: Callable[[bytes], bytes], ended: Callable[[], bool]
-    ) -> bool:
-        """Pass the stream on as it comes; return True at the end of the body, False at the terminal event."""
+    async def _relay(self, upstream: UpstreamReply, meter: StreamMeter) -> None:
+        """Pass the stream on as it comes, until its end."""
         stages, caller = self._stages, self._caller
         drain_from_ns: int | None = None
         drained_bytes = 0
@@ -281,11 +291,12 @@ class Serving:
             now = stages.monotonic_ns()
             if self._first_chunk_ns is None:
                 self._first_chunk_ns = now - self._admitted.started_ns
-            released = feed(data)
+            released = meter.feed(data)
             if released:
                 await caller.body(released, more=True)
-            if ended():
-                return False
+            if meter.ended:
+                await _read_out(upstream, meter)
+                return
             if caller.left_lately(now):
                 if drain_from_ns is None:
                     drain_from_ns = now
@@ -297,7 +308,6 @@ class Serving:
                         retryable=False,
                         sent=True,
                     )
-        return True
 
     # price and record
 
@@ -332,7 +342,9 @@ class Serving:
 
 
 def _is_event_stream(headers: Sequence[Header]) -> bool:
-    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers)
+    return any(
+        name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
+    )
 
 
 def _provider_request_id(headers: Sequence[Header]) -> str | None:
@@ -351,13 +363,11 @@ def _cut_off() -> UpstreamError:
     )
 
 
-async def _linger(upstream: UpstreamReply) -> None:
-    """Read the end of a body whose terminal event is out, so that its connection can be used again."""
+async def _read_out(upstream: UpstreamReply, meter: StreamMeter) -> None:
+    """Read what follows a terminal event: the end of the body, so that its connection can be used again."""
     try:
         async with asyncio.timeout(LINGER_S):
-            while await upstream.read():  # bounded by LINGER_S
-                pass
+            while data := await upstream.read():  # bounded by LINGER_S
+                meter.feed(data)
     except (TimeoutError, UpstreamError):
-        return
-
-
+        return  # the answer is whole; how its connection ended does not matter

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "SPANBILL_"
-NOT_SETTINGS = frozenset({"SPANBILL_CONFIG", "SPANBILL_RECORDINGS", "SPANBILL_PRICES", "SPANBILL_STACK_CACHE"})
+NOT_SETTINGS = frozenset(
+    {"SPANBILL_CONFIG", "SPANBILL_RECORDINGS", "SPANBILL_PRICES", "SPANBILL_STACK_CACHE"}
+)
 """Names with our prefix that are not keys of the settings."""
 
 
@@ -28,8 +30,12 @@ class _Section(BaseModel):
 class ServerSettings(_Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
-    max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; above it 413.")
-    shutdown_grace_s: int = Field(30, ge=0, description="How long open requests may go on after SIGTERM, in seconds.")
+    max_body_bytes: int = Field(
+        10 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; above it 413."
+    )
+    shutdown_grace_s: int = Field(
+        30, ge=0, description="How long open requests may go on after SIGTERM, in seconds."
+    )
 
 
 class JournalSettings(_Section):
@@ -39,11 +45,15 @@ class JournalSettings(_Section):
         description="`group`: one fdatasync for many bills, awaited; `process`: survives kill -9 but not power loss; "
         "`strict`: one fdatasync per record.",
     )
-    segment_bytes_max: int = Field(64 * 1024 * 1024, ge=4096, description="A segment is sealed at this size, in bytes.")
+    segment_bytes_max: int = Field(
+        64 * 1024 * 1024, ge=4096, description="A segment is sealed at this size, in bytes."
+    )
 
 
 class KeySettings(_Section):
-    id: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Public id of the key (`billing.key.id`).")
+    id: str = Field(
+        pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Public id of the key (`billing.key.id`)."
+    )
     key: SecretStr | None = Field(None, description="The key itself; or name a variable in `key_env`.")
     key_env: str | None = Field(None, description="Environment variable that holds the key.")
     user: str = Field(min_length=1, max_length=256, description="Owner (`billing.user.id`).")
@@ -56,13 +66,19 @@ class KeySettings(_Section):
 class ProviderSettings(_Section):
     enabled: bool = Field(True, description="False takes the provider out of routing.")
     title: str | None = Field(None, description="Display name.")
-    base_url: str | None = Field(None, description="Where the provider is; needed for a provider of your own.")
-    api_key: SecretStr | None = Field(None, description="The provider's key; the card's variables are read otherwise.")
+    base_url: str | None = Field(
+        None, description="Where the provider is; needed for a provider of your own."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="The provider's key; the card's variables are read otherwise."
+    )
     api_key_env: str | None = Field(None, description="Environment variable that holds the provider's key.")
     protocols: tuple[str, ...] = Field(
         ("chat_completions",), description="For a provider of your own: which doors it serves."
     )
-    models: tuple[str, ...] = Field((), description="For a provider of your own: model names or `prefix*` patterns.")
+    models: tuple[str, ...] = Field(
+        (), description="For a provider of your own: model names or `prefix*` patterns."
+    )
     prices: str | None = Field(None, description="Which section of the price catalogue applies to it.")
     stream_usage: Literal["on_request", "always"] = Field(
         "on_request", description="For a provider of your own: whether stream usage must be asked for."
@@ -70,20 +86,30 @@ class ProviderSettings(_Section):
 
 
 class RoutingSettings(_Section):
-    default_provider: str | None = Field(None, description="Serves model names that no provider's card knows.")
+    default_provider: str | None = Field(
+        None, description="Serves model names that no provider's card knows."
+    )
 
 
 class UpstreamSettings(_Section):
     connect_timeout_s: float = Field(30.0, gt=0, description="To a connected socket, in seconds.")
-    first_byte_timeout_s: float = Field(30.0, gt=0, description="From sent to the reply's status line, in seconds.")
+    first_byte_timeout_s: float = Field(
+        30.0, gt=0, description="From sent to the reply's status line, in seconds."
+    )
     idle_timeout_s: float = Field(120.0, gt=0, description="Between two reads of a reply, in seconds.")
     total_timeout_s: float = Field(3600.0, gt=0, description="For a whole attempt, in seconds.")
-    max_reply_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest whole (not streamed) reply, in bytes.")
+    max_reply_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest whole (not streamed) reply, in bytes."
+    )
     transport: Literal["auto", "fast", "httpx"] = Field(
         "auto", description="`auto`: our transport, and httpx where a proxy is configured for the host."
     )
-    drain_s: float = Field(60.0, ge=0, description="How long a stream is read on after its client left, in seconds.")
-    drain_bytes_max: int = Field(64 * 1024 * 1024, ge=0, description="How much is read after a client left, in bytes.")
+    drain_s: float = Field(
+        60.0, ge=0, description="How long a stream is read on after its client left, in seconds."
+    )
+    drain_bytes_max: int = Field(
+        64 * 1024 * 1024, ge=0, description="How much is read after a client left, in bytes."
+    )
 
 
 class PricesSettings(_Section):
@@ -99,11 +125,15 @@ class TelemetrySettings(_Section):
         "cache_write", description="Which name of the conventions carries cache writes."
     )
     ship_batch_lines: int = Field(200, ge=1, le=2000, description="Bills in one POST to the Collector.")
-    ship_interval_s: float = Field(0.2, gt=0, description="How long the shipper waits for more bills, in seconds.")
+    ship_interval_s: float = Field(
+        0.2, gt=0, description="How long the shipper waits for more bills, in seconds."
+    )
 
 
 class LoggingSettings(_Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level to log.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level to log."
+    )
     requests: bool = Field(True, description="One JSON line per request on standard output.")
 
 
@@ -111,17 +141,24 @@ class Settings(BaseSettings):
     """The whole configuration of one gateway."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     api_keys: SecretStr = Field(
-        SecretStr(""), description="Comma-separated keys that share one anonymous user; `name=key` names the user."
+        SecretStr(""),
+        description="Comma-separated keys that share one anonymous user; `name=key` names the user.",
     )
     keys: tuple[KeySettings, ...] = Field((), description="Virtual keys with their owners.")
     demo: bool = Field(True, description="Make and print a demo key if no key is configured at all.")
     server: ServerSettings = ServerSettings()  # type: ignore[call-arg]  # the plugin-free mypy does not see defaults
     journal: JournalSettings = JournalSettings()  # type: ignore[call-arg]
-    providers: dict[str, ProviderSettings] = Field({}, description="Providers by name; built-in ones need only a key.")
+    providers: dict[str, ProviderSettings] = Field(
+        {}, description="Providers by name; built-in ones need only a key."
+    )
     routing: RoutingSettings = RoutingSettings()  # type: ignore[call-arg]
     upstream: UpstreamSettings = UpstreamSettings()  # type: ignore[call-arg]
     prices: PricesSettings = PricesSettings()  # type: ignore[call-arg]
@@ -175,5 +212,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
             where = ".".join(str(part) for part in error["loc"])
             mistakes.append(f"{where} ({ENV_PREFIX}{where.upper().replace('.', '__')}): {error['msg']}")
     if mistakes:
-        raise SettingsError("the configuration has mistakes:\n" + "\n".join(f"  - {line}" for line in mistakes))
+        raise SettingsError(
+            "the configuration has mistakes:\n" + "\n".join(f"  - {line}" for line in mistakes)
+        )
     return settings

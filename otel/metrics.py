@@ -127,7 +127,10 @@ class Metrics(Collector):
         """Yield every family; called by the registry when the page is read."""
         by_key = ["api_key_id", "provider"]
         yield _counter(
-            "llm_gateway_requests", "Bills, by the status class of the reply.", [*by_key, "status"], self._requests
+            "llm_gateway_requests",
+            "Bills, by the status class of the reply.",
+            [*by_key, "status"],
+            self._requests,
         )
         yield _counter("llm_gateway_errors", "Bills with an error.", [*by_key, "error_type"], self._errors)
         yield _counter(
@@ -136,13 +139,33 @@ class Metrics(Collector):
             ["api_key_id", "from_provider", "to_provider"],
             {},
         )
-        yield _counter("llm_gateway_cost", "Cost in USD; exact up to the page.", [*by_key, "model"], self._cost, PICO_PER_USD)
-        yield _counter("llm_gateway_tokens", "Units as reported, wholes and parts.", [*by_key, "model", "type"], self._tokens)
-        yield _counter("llm_gateway_records", "Bills by how far they can be trusted.", ["status"], self._records)
-        yield _counter("llm_gateway_refused", "Requests refused before a provider was called.", ["code"], self._refused)
-        yield _histogram("llm_gateway_latency_seconds", "From admission to the settled bill.", by_key, self._latency)
+        yield _counter(
+            "llm_gateway_cost",
+            "Cost in USD; exact up to the page.",
+            [*by_key, "model"],
+            self._cost,
+            PICO_PER_USD,
+        )
+        yield _counter(
+            "llm_gateway_tokens",
+            "Units as reported, wholes and parts.",
+            [*by_key, "model", "type"],
+            self._tokens,
+        )
+        yield _counter(
+            "llm_gateway_records", "Bills by how far they can be trusted.", ["status"], self._records
+        )
+        yield _counter(
+            "llm_gateway_refused", "Requests refused before a provider was called.", ["code"], self._refused
+        )
         yield _histogram(
-            "llm_gateway_time_to_first_chunk_seconds", "From admission to a stream's first byte.", by_key, self._first_chunk
+            "llm_gateway_latency_seconds", "From admission to the settled bill.", by_key, self._latency
+        )
+        yield _histogram(
+            "llm_gateway_time_to_first_chunk_seconds",
+            "From admission to a stream's first byte.",
+            by_key,
+            self._first_chunk,
         )
         yield from self._gauges()
 

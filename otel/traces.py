@@ -46,7 +46,9 @@ def parse_traceparent(value: bytes) -> Parent | None:
 
     Source: W3C Trace Context, version 00; a later version is read by the same prefix.
     """
-    if len(value) < TRACEPARENT_BYTES or (len(value) > TRACEPARENT_BYTES and value[TRACEPARENT_BYTES] != 0x2D):
+    if len(value) < TRACEPARENT_BYTES or (
+        len(value) > TRACEPARENT_BYTES and value[TRACEPARENT_BYTES] != 0x2D
+    ):
         return None
     version, trace_id, span_id, flags = value[0:2], value[3:35], value[36:52], value[53:55]
     if value[2] != 0x2D or value[35] != 0x2D or value[52] != 0x2D:
@@ -83,7 +85,9 @@ class Traces:
             return parent is None or parent.sampled
         context = None
         if parent is not None:
-            context = set_span_in_context(NonRecordingSpan(_context(parent.trace_id, parent.span_id, parent.sampled)))
+            context = set_span_in_context(
+                NonRecordingSpan(_context(parent.trace_id, parent.span_id, parent.sampled))
+            )
         result = self._sampler.should_sample(context, int(trace_id, 16), name, SpanKind.SERVER)
         return result.decision is Decision.RECORD_AND_SAMPLE
 

@@ -1,0 +1,1 @@
+"""1 admit: who asks, and may they."""

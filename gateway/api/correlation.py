@@ -131,7 +131,10 @@ class CorrelationMiddleware:
         record_id = self._ids.record_id()
         context = trace.get_current_span().get_span_context()
         extra = correlation_headers(
-            record_id, format(context.trace_id, "032x"), format(context.span_id, "016x"), context.trace_flags.sampled
+            record_id,
+            format(context.trace_id, "032x"),
+            format(context.span_id, "016x"),
+            context.trace_flags.sampled,
         )
         scope.setdefault("state", {})["record_id"] = record_id
 

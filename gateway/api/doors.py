@@ -73,7 +73,9 @@ def fastapi_app(
     _add_models(app, identify, models)
     _add_envelopes(app)
     app.add_middleware(CorrelationMiddleware, ids=ids)
-    FastAPIInstrumentor.instrument_app(app, tracer_provider=tracer_provider, exclude_spans=["send", "receive"])
+    FastAPIInstrumentor.instrument_app(
+        app, tracer_provider=tracer_provider, exclude_spans=["send", "receive"]
+    )
     _document_inference(app, protocols)
     return app
 
@@ -168,7 +170,8 @@ def _add_envelopes(app: FastAPI) -> None:
             return response
         log.error("unforeseen fault", exc_info=fault)
         return _envelope(
-            request, GatewayFault("internal_error", f"the gateway failed ({type(fault).__name__})", status=500)
+            request,
+            GatewayFault("internal_error", f"the gateway failed ({type(fault).__name__})", status=500),
         )
 
     app.add_exception_handler(SpanbillError, refuse)

@@ -245,7 +245,9 @@ async def read_body(receive: Receive, headers: Sequence[Header], bytes_max: int)
             pieces.append(piece)
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    raise CallerError("request_in_crumbs", f"the request body came in more than {BODY_PARTS_MAX} pieces", status=400)
+    raise CallerError(
+        "request_in_crumbs", f"the request body came in more than {BODY_PARTS_MAX} pieces", status=400
+    )
 
 
 def _too_large(bytes_max: int) -> CallerError:

@@ -1,9 +1,9 @@
 """Exchange: the whole of one request as immutable values, from which its bill is derived.
 
-    Call      what was asked, by whom, and the ids     known at admission, journaled as the intent
-    Attempt   one try at one provider                  a CLIENT span each
-    Reply     what came back, in counts and shapes     never content
-    Exchange  all three with the outcome               the billing span is a function of it
+Call      what was asked, by whom, and the ids     known at admission, journaled as the intent
+Attempt   one try at one provider                  a CLIENT span each
+Reply     what came back, in counts and shapes     never content
+Exchange  all three with the outcome               the billing span is a function of it
 """
 
 from __future__ import annotations

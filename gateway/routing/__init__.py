@@ -1,0 +1,1 @@
+"""2 route: which places serve a model, and in which order."""

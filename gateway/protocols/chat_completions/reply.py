@@ -1,0 +1,69 @@
+"""Whole replies: one decode, and whatever cannot be read is absent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.core.exchange import Reply
+from gateway.core.usage import Usage
+from gateway.protocols.base import Dialect
+from gateway.protocols.chat_completions.usage import read_usage
+from gateway.protocols.reading import CODE_CHARS_MAX, decode, text
+
+
+def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
+    """Return the facts of a whole reply; never raises. An error body never has usage."""
+    value = decode(body)
+    if not isinstance(value, dict):
+        error = None if status >= 400 else "upstream_protocol"
+        return Reply(error_type=error, output_summary={"bytes": len(body)})
+    if status >= 400 or (value.get("error") and not value.get("choices")):
+        return Reply(error_type=error_type(value.get("error")), output_summary={"bytes": len(body)})
+    summary = {"bytes": len(body)}
+    finish: list[str] = []
+    choices = value.get("choices")
+    if isinstance(choices, list):
+        summary["choices"] = len(choices)
+        tool_calls = sum(_tool_calls(choice) for choice in choices)
+        if tool_calls:
+            summary["tool_calls"] = tool_calls
+        finish = [
+            r
+            for choice in choices
+            if isinstance(choice, dict) and (r := text(choice.get("finish_reason"), 64))
+        ]
+    return Reply(
+        response_id=text(value.get("id")),
+        response_model=text(value.get("model")),
+        finish_reasons=tuple(finish),
+        usage=usage_of(value, dialect),
+        complete=True,
+        output_summary=summary,
+    )
+
+
+def usage_of(value: dict[str, Any], dialect: Dialect, payloads: int = 1) -> Usage | None:
+    """Return the usage of a reply or chunk, wherever the provider puts it."""
+    usage = value.get("usage")
+    if usage is None and isinstance(value.get("x_groq"), dict):
+        usage = value["x_groq"].get("usage")
+    return read_usage(usage, dialect, service_tier=value.get("service_tier"), payloads=payloads)
+
+
+def error_type(error: object) -> str:
+    """Return the provider's own word for its error: its code, else its type."""
+    if isinstance(error, dict):
+        for key in ("code", "type"):
+            word = error.get(key)
+            if type(word) is int:
+                return str(word)[:CODE_CHARS_MAX]
+            found = text(word, CODE_CHARS_MAX)
+            if found:
+                return found
+    return "upstream_error"
+
+
+def _tool_calls(choice: object) -> int:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    return len(calls) if isinstance(calls, list) else 0

@@ -1,0 +1,111 @@
+"""Requests: a typed decode of the few members that matter; the body itself stays the caller's bytes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from gateway.protocols.base import Dialect, Request
+from gateway.protocols.reading import (
+    check_max_tokens,
+    check_model,
+    invalid,
+    not_json,
+    replace_members,
+    text,
+    unique_members,
+)
+
+_ONCE: Final = (b'"model"', b'"stream"', b'"stream_options"', b'"max_tokens"', b'"max_completion_tokens"')
+_ASK: Final = b'"stream_options":{"include_usage":true},'
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Body(msgspec.Struct):
+    model: str
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    safety_identifier: Any = None
+    user: Any = None
+    messages: list[msgspec.Raw] | None = None
+    tools: list[msgspec.Raw] | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(_Body)
+
+
+def read(body: bytes) -> Request:
+    """Return the facts of a request.
+
+    Raises:
+        CallerError: 400: not JSON, no model, a member of the wrong type, a member twice.
+    """
+    try:
+        facts = _decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        raise _misfit(fault) from fault
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise not_json() from fault
+    unique_members(body, _ONCE)
+    summary = {"bytes": len(body)}
+    if facts.messages is not None:
+        summary["messages"] = len(facts.messages)
+    if facts.tools is not None:
+        summary["tools"] = len(facts.tools)
+    images = body.count(b'"image_url"')
+    if images:
+        summary["images"] = images // 2 or 1  # each part names it as its type and as its member
+    max_tokens = check_max_tokens(facts.max_tokens, "max_tokens")
+    if facts.max_completion_tokens is not None:
+        max_tokens = check_max_tokens(facts.max_completion_tokens, "max_completion_tokens")
+    return Request(
+        model=check_model(facts.model),
+        stream=facts.stream is True,
+        usage_requested=facts.stream_options is not None and facts.stream_options.include_usage is True,
+        max_tokens=max_tokens,
+        user=text(facts.safety_identifier) or text(facts.user),
+        summary=summary,
+    )
+
+
+def _misfit(fault: msgspec.ValidationError) -> Exception:
+    message = str(fault)
+    if "missing required field" in message:
+        return invalid("model", "`model` is missing: name the model that shall answer")
+    if "$." not in message:
+        return not_json()
+    where = message.rsplit("$.", 1)[1].rstrip("`")
+    return invalid(where, f"`{where}` is of the wrong type: {message.split(' - ')[0]}")
+
+
+def asks_for_usage(request: Request, dialect: Dialect) -> bool:
+    """Say whether the gateway itself asks for usage, and so hides the usage-only chunk again."""
+    return request.stream and not request.usage_requested and dialect.stream_usage == "on_request"
+
+
+def upstream_body(body: bytes, request: Request, *, model: str, dialect: Dialect) -> bytes:
+    """Return the body for the provider: the same object where nothing differs."""
+    changes: dict[str, bytes] = {}
+    if model != request.model:
+        changes["model"] = msgspec.json.encode(model)
+    if asks_for_usage(request, dialect):
+        if not changes and b"stream_options" not in body and b"\\u00" not in body:
+            at = body.index(b"{") + 1
+            return body[:at] + _ASK + body[at:]
+        changes["stream_options"] = _with_usage(body)
+    return replace_members(body, changes) if changes else body
+
+
+def _with_usage(body: bytes) -> bytes:
+    options = msgspec.json.decode(body, type=_AnyOptions).stream_options or {}
+    return msgspec.json.encode({**options, "include_usage": True})
+
+
+class _AnyOptions(msgspec.Struct):
+    stream_options: dict[str, Any] | None = None

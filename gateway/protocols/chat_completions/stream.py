@@ -1,0 +1,120 @@
+"""Streams: usage is found by byte searches; only the few events that matter are parsed.
+
+The last usage that is not null wins. A chunk that carries usage and choices is content and always passes;
+the usage-only chunk is removed again if the gateway asked for it and the caller did not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.core.exchange import Reply
+from gateway.core.usage import Usage
+from gateway.protocols.base import Dialect
+from gateway.protocols.chat_completions.reply import error_type, usage_of
+from gateway.protocols.reading import decode, text
+from gateway.protocols.sse import DROP, END, PASS, EventMeter, interest, payload_of
+
+
+class ChatMeter(EventMeter):
+    """See `gateway.protocols.base.StreamMeter`."""
+
+    def __init__(self, dialect: Dialect, *, hide_usage: bool) -> None:
+        super().__init__()
+        self._dialect = dialect
+        self._hide_usage = hide_usage
+        self._known = False
+        self._id: str | None = None
+        self._model: str | None = None
+        self._finish: list[str] = []
+        self._usage: Usage | None = None
+        self._tier: object = None
+        self._payloads = 0
+        self._error: str | None = None
+        self._tool_calls = 0
+
+    def first_interest(self, data: bytes) -> int:
+        """Look for the end, usage, finish reasons, errors and the first tool-call deltas."""
+        if not self._known:
+            return 0
+        at = len(data)
+        for key in (b'"usage"', b'"finish_reason"', b'"error"'):
+            found = interest(data, key)
+            if 0 <= found < at:
+                at = found
+        for literal in (b"[DONE]", b'"type":"function"', b'"type": "function"'):
+            found = data.find(literal)
+            if 0 <= found < at:
+                at = found
+        return at if at < len(data) else -1
+
+    def on_event(self, event: bytes) -> int:
+        """Read one event of interest."""
+        payload = payload_of(event)
+        if not payload:
+            return PASS
+        if payload.strip() == b"[DONE]":
+            return END
+        if self._known and not _matters(payload):
+            return PASS
+        chunk = decode(payload)
+        if not isinstance(chunk, dict):
+            return PASS
+        self._known = True
+        return self._on_chunk(chunk)
+
+    def _on_chunk(self, chunk: dict[str, Any]) -> int:
+        if self._id is None:
+            self._id = text(chunk.get("id"))
+        if self._model is None:
+            self._model = text(chunk.get("model"))
+        if chunk.get("service_tier") is not None:
+            self._tier = chunk["service_tier"]
+        if chunk.get("error"):
+            self._error = error_type(chunk["error"])
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                self._on_choice(choice)
+        usage = usage_of({"service_tier": self._tier, **chunk}, self._dialect, self._payloads + 1)
+        if usage is None:
+            return PASS
+        self._usage = usage
+        self._payloads += 1
+        return DROP if self._hide_usage and not choices else PASS
+
+    def _on_choice(self, choice: dict[str, Any]) -> None:
+        reason = text(choice.get("finish_reason"), 64)
+        if reason:
+            self._finish.append(reason)
+        delta = choice.get("delta")
+        calls = delta.get("tool_calls") if isinstance(delta, dict) else None
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict) and call.get("id"):
+                self._tool_calls += 1
+
+    def reply(self) -> Reply:
+        """Return what the stream amounted to."""
+        summary = {"events": self.events, "bytes": self.bytes}
+        if self._tool_calls:
+            summary["tool_calls"] = self._tool_calls
+        return Reply(
+            response_id=self._id,
+            response_model=self._model,
+            finish_reasons=tuple(self._finish[:16]),
+            usage=self._usage,
+            complete=self.ended,
+            error_type=self._error,
+            output_summary=summary,
+        )
+
+
+def _matters(payload: bytes) -> bool:
+    return (
+        interest(payload, b'"usage"') >= 0
+        or interest(payload, b'"finish_reason"') >= 0
+        or b'"error"' in payload
+        or b'"type":"function"' in payload
+        or b'"type": "function"' in payload
+        or b'"service_tier"' in payload
+    )

@@ -1,0 +1,83 @@
+"""Usage of chat completions: input includes what was cached, output includes reasoning.
+
+Where a provider's own arithmetic differs it is put right here: if the total proves that completion and
+reasoning tokens were counted apart (xAI), or the provider's card says so (Vercel's gateway), output is
+their sum. Every choice is listed in `docs/usage-choices.md`.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Final
+
+from gateway.core.usage import Usage
+from gateway.protocols.base import Dialect
+from gateway.protocols.reading import Counts, cost_usd, text
+
+XAI_TICKS_PER_USD: Final = 10**10
+
+
+def read_usage(
+    usage: object, dialect: Dialect, *, service_tier: object = None, payloads: int = 1
+) -> Usage | None:
+    """Return what one usage object reports, or None if it is no object or reports nothing."""
+    if not isinstance(usage, dict):
+        return None
+    counts = Counts()
+    counts.take("input", usage, "prompt_tokens", "input_tokens")
+    details = usage.get("prompt_tokens_details")
+    (
+        counts.take("cache_read", details, "cached_tokens")
+        or counts.take(
+            "cache_read", usage, "prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_hit"
+        )
+    )
+    (
+        counts.take("cache_write", details, "cache_write_tokens", "cache_creation_tokens")
+        or counts.take("cache_write", usage, "cache_creation_input_tokens", "cache_write")
+    )
+    counts.take("input_audio", details, "audio_tokens")
+    counts.take("input_image", details, "image_tokens")
+    _output(counts, usage, dialect)
+    counts.parts_within_wholes()
+    if not counts.values and not counts.anomalies:
+        return None
+    return Usage(
+        counts=counts.values,
+        anomalies=tuple(counts.anomalies),
+        service_tier=text(service_tier),
+        reported_cost_usd=_reported_cost(usage),
+        raw_payloads=payloads,
+    )
+
+
+def _output(counts: Counts, usage: dict[str, Any], dialect: Dialect) -> None:
+    found = counts.take("output", usage, "completion_tokens", "output_tokens")
+    details = usage.get("completion_tokens_details")
+    counts.take("reasoning", details, "reasoning_tokens") or counts.take(
+        "reasoning", usage, "reasoning_tokens"
+    )
+    counts.take("output_audio", details, "audio_tokens")
+    counts.take("output_image", details, "image_tokens")
+    reasoning = counts.values.get("reasoning")
+    total = usage.get("total_tokens")
+    if not found or not reasoning:
+        if found and type(total) is int and "input" in counts.values:
+            if total > counts.values["input"] + counts.values["output"]:
+                counts.flag("total_exceeds_sum")
+        return
+    apart = (
+        type(total) is int and total == counts.values.get("input", -1) + counts.values["output"] + reasoning
+    )
+    if apart or not dialect.reasoning_in_output:
+        counts.values["output"] += reasoning
+
+
+def _reported_cost(usage: dict[str, Any]) -> str | None:
+    cost = usage.get("cost")
+    if isinstance(cost, dict):  # Perplexity
+        cost = cost.get("total_cost")
+    reported = cost_usd(cost)
+    if reported is None and type(usage.get("cost_in_usd_ticks")) is int:
+        return cost_usd(Decimal(usage["cost_in_usd_ticks"]) / XAI_TICKS_PER_USD)
+    return reported

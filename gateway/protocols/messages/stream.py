@@ -1,0 +1,107 @@
+"""Streams: content deltas pass unseen; `message_start`, `message_delta`, errors and the end are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.core.exchange import Reply
+from gateway.protocols.messages.reply import error_type
+from gateway.protocols.messages.usage import merge, read_usage
+from gateway.protocols.reading import decode, text
+from gateway.protocols.sse import END, PASS, EventMeter, payload_of
+
+_INTERESTING = (
+    b"message_st",
+    b"message_delta",
+    b"event: error",
+    b"event:error",
+    b'"type":"error"',
+    b'"type": "error"',
+    b"tool_use",
+)
+
+
+class MessagesMeter(EventMeter):
+    """See `gateway.protocols.base.StreamMeter`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._id: str | None = None
+        self._model: str | None = None
+        self._stop: str | None = None
+        self._usage: dict[str, Any] | None = None
+        self._output_reported = False
+        self._payloads = 0
+        self._error: str | None = None
+        self._tool_calls = 0
+
+    def first_interest(self, data: bytes) -> int:
+        """Look for the events that are not content."""
+        at = len(data)
+        for literal in _INTERESTING:
+            found = data.find(literal)
+            if 0 <= found < at:
+                at = found
+        return at if at < len(data) else -1
+
+    def on_event(self, event: bytes) -> int:
+        """Read one event of interest."""
+        if not any(literal in event for literal in _INTERESTING):
+            return PASS
+        value = decode(payload_of(event))
+        if not isinstance(value, dict):
+            return PASS
+        kind = value.get("type")
+        if kind == "message_stop":
+            return END
+        if kind == "message_start" and isinstance(value.get("message"), dict):
+            self._on_start(value["message"])
+        elif kind == "message_delta":
+            self._on_delta(value)
+        elif kind == "content_block_start":
+            block = value.get("content_block")
+            if isinstance(block, dict) and block.get("type") == "tool_use":
+                self._tool_calls += 1
+        elif kind == "error":
+            self._error = error_type(value.get("error"))
+        return PASS
+
+    def _on_start(self, message: dict[str, Any]) -> None:
+        # A second message in one stream has been recorded; the last one is what its usage is about.
+        self.ended = False
+        self._id = text(message.get("id")) or self._id
+        self._model = text(message.get("model")) or self._model
+        if isinstance(message.get("usage"), dict):
+            self._usage = message["usage"]
+            self._output_reported = False
+            self._payloads += 1
+        stop = text(message.get("stop_reason"), 64)
+        if stop:
+            self._stop = stop
+
+    def _on_delta(self, value: dict[str, Any]) -> None:
+        delta = value.get("delta")
+        if isinstance(delta, dict):
+            self._stop = text(delta.get("stop_reason"), 64) or self._stop
+        usage = value.get("usage")
+        if isinstance(usage, dict):
+            self._usage = merge(self._usage, usage)
+            self._payloads += 1
+            self._output_reported = self._output_reported or usage.get("output_tokens") is not None
+
+    def reply(self) -> Reply:
+        """Return what the stream amounted to."""
+        summary = {"events": self.events, "bytes": self.bytes}
+        if self._tool_calls:
+            summary["tool_calls"] = self._tool_calls
+        return Reply(
+            response_id=self._id,
+            response_model=self._model,
+            finish_reasons=(self._stop,) if self._stop else (),
+            usage=read_usage(
+                self._usage, payloads=self._payloads, placeholder_output=not self._output_reported
+            ),
+            complete=self.ended,
+            error_type=self._error,
+            output_summary=summary,
+        )

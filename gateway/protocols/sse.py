@@ -1,0 +1,171 @@
+"""Server-sent events as bytes: split where the wire may be cut anywhere, and never rewritten.
+
+A meter reads a stream through `EventMeter`. A read that ends on an event's boundary and holds nothing of
+interest passes as the very same object; otherwise its events are looked at one by one. What is not yet a
+whole event waits, within EVENT_BYTES_MAX; from the terminal event on everything is held until `finish`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from gateway.core.errors import UpstreamError
+from gateway.core.exchange import Reply
+from gateway.protocols.base import EVENT_BYTES_MAX, Tail
+
+# Atomic groups, so that CR LF is one end of line and never two.
+_BLANK_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_END_OF_LINE: Final = re.compile(rb"\r\n|\n|\r")
+
+PASS: Final = 0
+DROP: Final = 1
+END: Final = 2
+"""What becomes of an event: released, removed, or held as the terminal one."""
+
+
+def payload_of(event: bytes) -> bytes:
+    """Return the joined `data` lines of one event; b"" if it has none (comments, other fields)."""
+    if event.startswith(b"data: ") and event.count(b"\n") == 2 and event.endswith(b"\n\n"):
+        return event[6:-2]
+    lines = []
+    for line in _END_OF_LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
+        if line.startswith(b"data:"):
+            value = line[5:]
+            lines.append(value.removeprefix(b" "))
+    return b"\n".join(lines)
+
+
+class EventMeter:
+    """The part of a stream meter that all protocols share.
+
+    A subclass says with `first_interest` where in a read the first event of interest may begin, and with
+    `on_event` what becomes of it.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.events = 0
+        self.bytes = 0
+        self._carry = b""
+        self._held: list[bytes] = []
+
+    def first_interest(self, data: bytes) -> int:
+        """Return an index at or before the first thing of interest in `data`, or -1 if there is none."""
+        raise NotImplementedError
+
+    def on_event(self, event: bytes) -> int:
+        """Look at one whole event; return PASS, DROP or END."""
+        raise NotImplementedError
+
+    def reply(self) -> Reply:
+        """Return what the stream amounted to."""
+        raise NotImplementedError
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what may be released now.
+
+        Raises:
+            UpstreamError: an event grew past EVENT_BYTES_MAX.
+        """
+        self.bytes += len(data)
+        if self.ended:
+            self._hold(data)
+            return b""
+        if not self._carry and data.endswith(b"\n\n"):
+            at = self.first_interest(data)
+            if at < 0:
+                self.events += data.count(b"\n\n")
+                return data
+            # Everything before the event of interest passes unseen.
+            cut = data.rfind(b"\n\n", 0, at) + 2 if at > 0 else 0
+            if cut >= 2:
+                self.events += data.count(b"\n\n", 0, cut)
+                return data[:cut] + self._each_event(data[cut:])
+        return self._each_event(self._carry + data if self._carry else data)
+
+    def _each_event(self, data: bytes) -> bytes:
+        released: list[bytes] = []
+        start = 0
+        while True:  # each turn takes one event
+            found = _BLANK_LINE.search(data, start)
+            if found is None or (found.end() == len(data) and data.endswith(b"\r")):
+                break  # a lone CR may yet become CR LF
+            event = data[start : found.end()]
+            start = found.end()
+            self.events += 1
+            fate = self.on_event(event)
+            if fate == PASS:
+                released.append(event)
+            elif fate == END:
+                self.ended = True
+                self._carry = b""
+                self._hold(data[start - len(event) :])
+                return b"".join(released)
+        self._carry = data[start:]
+        if len(self._carry) > EVENT_BYTES_MAX:
+            raise UpstreamError(
+                "upstream_protocol",
+                f"the provider sent an event of more than {EVENT_BYTES_MAX} bytes",
+                retryable=False,
+                sent=True,
+            )
+        return b"".join(released)
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        if sum(map(len, self._held)) > EVENT_BYTES_MAX:
+            raise UpstreamError(
+                "upstream_protocol",
+                f"the provider sent more than {EVENT_BYTES_MAX} bytes after its end event",
+                retryable=False,
+                sent=True,
+            )
+
+    def finish(self) -> Tail:
+        """Return the held bytes and the reply; an event that never became whole is among the held bytes."""
+        carry, self._carry = self._carry, b""
+        if carry and not self.ended:
+            # The last event may lack its blank line: the end of the stream ends it too.
+            self.events += 1
+            fate = self.on_event(carry)
+            self.ended = fate == END
+            if fate != DROP:
+                self._held.append(carry)
+        held = b"".join(self._held)
+        if self.ended:
+            self._after_the_end(held)
+        return Tail(held=held, reply=self.reply())
+
+    def _after_the_end(self, held: bytes) -> None:
+        """Read on behind the terminal event: recorded streams hold a second message there."""
+        first = _BLANK_LINE.search(held)
+        start = len(held) if first is None else first.end()
+        while start < len(held):  # each turn takes one event
+            found = _BLANK_LINE.search(held, start)
+            end = len(held) if found is None else found.end()
+            self.events += 1
+            self.ended = self.on_event(held[start:end]) == END or self.ended
+            start = end
+
+
+def interest(data: bytes, key: bytes) -> int:
+    """Return where `key` (with its quotes) first has a value other than null; -1 if nowhere.
+
+    Counting first keeps the common read, where every chunk says null, at the cost of three byte searches.
+    A spelling that is not recognised returns 0: look at everything.
+    """
+    total = data.count(key)
+    if not total:
+        return -1
+    others = total - data.count(key + b":null") - data.count(key + b": null")
+    if not others:
+        return -1
+    at = len(data)
+    for opening in (b":{", b':"', b": {", b': "'):
+        literal = key + opening
+        found = data.find(literal)
+        if found >= 0:
+            others -= data.count(literal)
+            at = min(at, found)
+    return 0 if others else at

@@ -1,0 +1,366 @@
+"""Connection: one HTTP/1.1 connection to a provider, at most one exchange at a time.
+
+    idle ──start──▶ head ──on_headers_complete──▶ body ──on_message_complete──▶ done ──recycle──▶ idle
+      └──────────────┴──── any fault, timeout or surprise ──▶ broken (never used again)
+
+Bytes are kept as read and handed over all at once, so a burst of a hundred chunks costs one wake-up. One
+timer serves all deadlines: it is re-armed when it fires, not when a deadline moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import httptools
+
+from gateway.core.errors import UpstreamError
+from gateway.providers.upstream import Header, Timeouts
+
+HEAD_BYTES_MAX: Final = 64 * 1024
+BUFFER_BYTES_MAX: Final = 256 * 1024
+"""Reading from the provider pauses while this much waits for a slower caller."""
+INFORMATIONAL_MAX: Final = 8
+"""1xx replies before the real one; more is a flood."""
+DECODED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""A reply that came compressed although identity was asked for is expanded up to here."""
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one socket.
+
+    Args:
+        loop: the running loop.
+        lost: called once when the connection can no longer be used.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_buffered",
+        "_complete",
+        "_deadline",
+        "_decoded",
+        "_decoder",
+        "_fault",
+        "_head_bytes",
+        "_headers",
+        "_idle_s",
+        "_informational",
+        "_in_head",
+        "_keep_alive",
+        "_loop",
+        "_lost",
+        "_parser",
+        "_paused",
+        "_phase",
+        "_sized",
+        "_timer",
+        "_total_at",
+        "_transport",
+        "_waiter",
+        "delimited",
+        "idle_since",
+        "reply_headers",
+        "status",
+        "usable",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lost: Callable[[Connection], None]) -> None:
+        self._loop = loop
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+        self._total_at = 0.0
+        self._idle_s = 0.0
+        self._phase = "idle"
+        self._waiter: asyncio.Future[None] | None = None
+        self.usable = True
+        self.idle_since = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._complete = False
+        self._decoded = 0
+        self._decoder: Any = None
+        self._fault: UpstreamError | None = None
+        self._head_bytes = 0
+        self._headers: list[Header] = []
+        self._informational = 0
+        self._in_head = True
+        self._keep_alive = False
+        self._paused = False
+        self._sized = False
+        self.delimited = True
+        self.reply_headers: list[Header] = []
+        self.status = 0
+
+    # the exchange
+
+    async def exchange(self, request: bytes, timeouts: Timeouts) -> None:
+        """Send one request and wait for the head of its reply.
+
+        Raises:
+            UpstreamError: the connection is broken then.
+        """
+        assert self._transport is not None
+        self._reset()
+        now = self._loop.time()
+        self._phase = "head"
+        self._idle_s = timeouts.idle_s
+        self._total_at = now + timeouts.total_s
+        self._arm(min(now + timeouts.first_byte_s, self._total_at))
+        self._transport.write(request)
+        while self._in_head:  # bounded by the deadline
+            if self._fault is not None:
+                raise self._fault
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """Return all bytes of the body that have arrived, or b"" at its end.
+
+        Raises:
+            UpstreamError: cut, stalled, too long, or not HTTP.
+        """
+        while True:  # bounded by the deadline
+            if self._buffer:
+                data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+                self._buffer.clear()
+                self._buffered = 0
+                if self._paused and self._transport is not None:
+                    self._paused = False
+                    self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
+                    self._transport.resume_reading()
+                return data
+            if self._complete:
+                return b""
+            if self._fault is not None:
+                raise self._fault
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def recycle(self) -> bool:
+        """Make ready for the next exchange; False (and closed) if that is not possible."""
+        transport = self._transport
+        if (
+            self.usable
+            and self._complete
+            and self._keep_alive
+            and transport is not None
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        ):
+            self._phase = "idle"
+            self._deadline = 0.0
+            self.idle_since = self._loop.time()
+            self._buffer.clear()
+            if self._paused:
+                self._paused = False
+                transport.resume_reading()
+            return True
+        self.abort()
+        return False
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._retire()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _retire(self) -> None:
+        if self.usable:
+            self.usable = False
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._lost(self)
+
+    def _break(self, fault: UpstreamError) -> None:
+        if self._fault is None and not self._complete:
+            self._fault = fault
+        self.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # deadlines
+
+    def _arm(self, at: float) -> None:
+        self._deadline = at
+        if self._timer is None or self._timer.when() > at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._phase == "idle" or not self.usable:
+            return
+        now = self._loop.time()
+        if now < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._ring)
+            return
+        if (self._paused or self._buffer) and now < self._total_at:
+            # The caller is the slow one; the provider's silence is our own doing.
+            self._arm(min(now + self._idle_s, self._total_at))
+            return
+        what = (
+            "its first byte" if self._in_head else "more of its reply" if now < self._total_at else "its end"
+        )
+        self._break(
+            UpstreamError(
+                "upstream_timeout",
+                f"the provider did not send {what} in time; see upstream.*_timeout_s",
+                status=504,
+                retryable=self._in_head,
+                sent=True,
+            )
+        )
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; wake whoever waits."""
+        if self._phase == "idle" or self._complete:
+            self.abort()  # nobody asked for this
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as fault:
+            cause = fault.__context__
+            self._break(cause if isinstance(cause, UpstreamError) else _not_http())
+            return
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._break(_not_http())
+            return
+        if not self._in_head:
+            self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
+            if self._buffered > BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
+                self._paused = True
+                self._transport.pause_reading()
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def eof_received(self) -> bool:
+        """Let the transport close."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell an end of the body from a cut: only a body that has neither length nor chunks may end so."""
+        self._retire()
+        if self._phase != "idle" and not self._complete and self._fault is None:
+            if not self._in_head and not self._sized and exc is None:
+                self._complete = True
+                self.delimited = False
+            else:
+                self._fault = UpstreamError(
+                    "upstream_incomplete",
+                    "the provider closed the connection before the end of its reply",
+                    retryable=self._in_head,
+                    sent=True,
+                )
+        self._wake()
+
+    # httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect one header, within HEAD_BYTES_MAX."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise UpstreamError(
+                "upstream_protocol",
+                f"the provider's headers are larger than {HEAD_BYTES_MAX} bytes",
+                retryable=False,
+                sent=True,
+            )
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Take the head, unless it is an informational one."""
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            self._informational += 1
+            if self._informational > INFORMATIONAL_MAX or status == 101:
+                raise UpstreamError(
+                    "upstream_protocol", "the provider sent no final reply", retryable=False, sent=True
+                )
+            self._headers = []
+            return
+        self.status = status
+        encoding = b""
+        for name, value in self._headers:
+            if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
+                self._sized = True
+            elif name == b"content-encoding":
+                encoding = value.strip().lower()
+        if encoding and encoding != b"identity":
+            self._decoder = _decoder_for(encoding)
+        self.reply_headers = self._headers
+        self._in_head = False
+        self._phase = "body"
+
+    def on_body(self, data: bytes) -> None:
+        """Keep bytes of the body for the next read."""
+        if self._decoder is not None:
+            data = self._decode(data)
+        self._buffer.append(data)
+        self._buffered += len(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the body."""
+        if not self._in_head:
+            self._complete = True
+            self._keep_alive = self._parser.should_keep_alive()
+
+    def _decode(self, data: bytes) -> bytes:
+        try:
+            decoded: bytes = self._decoder.decompress(data, DECODED_BYTES_MAX - self._decoded + 1)
+        except zlib.error as fault:
+            raise _not_http() from fault
+        self._decoded += len(decoded)
+        if self._decoded > DECODED_BYTES_MAX:
+            raise UpstreamError(
+                "upstream_too_large",
+                f"the provider's compressed reply expands to more than {DECODED_BYTES_MAX} bytes",
+                retryable=False,
+                sent=True,
+            )
+        return decoded
+
+
+def _decoder_for(encoding: bytes) -> Any:
+    if encoding in (b"gzip", b"x-gzip"):
+        return zlib.decompressobj(31)
+    if encoding == b"deflate":
+        return zlib.decompressobj(15)
+    raise UpstreamError(
+        "upstream_protocol",
+        "the provider's reply is in a content-encoding that was not asked for",
+        retryable=False,
+        sent=True,
+    )
+
+
+def _not_http() -> UpstreamError:
+    return UpstreamError(
+        "upstream_protocol", "the provider's reply is not valid HTTP/1.1", retryable=False, sent=True
+    )

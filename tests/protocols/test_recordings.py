@@ -1,0 +1,163 @@
+"""Real provider traffic through the parsers: tokens as the provider reported them, bytes as it sent them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gateway.core.usage import Usage
+from gateway.protocols import PROTOCOLS
+from gateway.protocols.base import Dialect, Protocol, Request
+from gateway.protocols.sse import payload_of
+
+DOORS: dict[str, Protocol] = {
+    "chat.completions": PROTOCOLS["/v1/chat/completions"],
+    "messages": PROTOCOLS["/v1/messages"],
+    "count_tokens": PROTOCOLS["/v1/messages/count_tokens"],
+}
+NAMES = {
+    "input_total": "input",
+    "output_total": "output",
+    **{
+        name: name
+        for name in (
+            "cache_read",
+            "cache_write",
+            "cache_write_5m",
+            "cache_write_1h",
+            "reasoning",
+            "input_audio",
+            "input_image",
+            "output_audio",
+            "output_image",
+        )
+    },
+}
+APART = {"vercel-gateway"}
+"""Providers whose card says that reasoning is not in the output count, although the total hides it."""
+SMALL_BYTES = 2500
+
+
+def dialect(provider: str) -> Dialect:
+    return Dialect(reasoning_in_output=provider not in APART, stream_usage="always")
+
+
+def exchanges(folder: Path, *apis: str) -> Iterator[tuple[str, dict[str, Any], Protocol]]:
+    for line in (folder / "index.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["api"] in apis:
+            yield row["file"], json.loads((folder / row["file"]).read_text()), DOORS[row["api"]]
+
+
+def counts_of(usage: Usage | None) -> dict[str, int]:
+    return {} if usage is None else usage.counts
+
+
+def expected_counts(recording: dict[str, Any]) -> dict[str, int]:
+    tokens = recording["expected"].get("tokens") or {}
+    return {NAMES[name]: units for name, units in tokens.items() if name in NAMES}
+
+
+def run_stream(
+    door: Protocol, request: Request, provider: str, pieces: list[bytes]
+) -> tuple[bytes, bytes, Any]:
+    meter = door.stream_meter(request, dialect(provider))
+    released = b"".join(meter.feed(piece) for piece in pieces)
+    tail = meter.finish()
+    return released, tail.held, tail.reply
+
+
+def is_stream(recording: dict[str, Any]) -> bool:
+    return recording["response"]["framing"] == "sse"
+
+
+def test_tokens_equal_what_every_provider_reported(recordings: Path) -> None:
+    wrong: list[str] = []
+    seen = 0
+    for file, recording, door in exchanges(recordings, "chat.completions", "messages", "count_tokens"):
+        body = recording["response"]["body"].encode()
+        provider = recording["provider"]
+        if is_stream(recording):
+            request = Request(model="m", stream=True, usage_requested=True)
+            reply = run_stream(door, request, provider, [body])[2]
+        else:
+            reply = door.read_reply(recording["status"], body, dialect(provider))
+        expected = expected_counts(recording) if recording["expected"]["billable"] else {}
+        if counts_of(reply.usage) != expected:
+            wrong.append(f"{file}: {counts_of(reply.usage)} instead of {expected}")
+        seen += 1
+    assert not wrong, "\n".join(wrong)
+    assert seen > 1300
+
+
+def test_a_stream_passes_byte_for_byte_wherever_it_is_cut(recordings: Path) -> None:
+    request = Request(model="m", stream=True, usage_requested=True)
+    streams = every = 0
+    for file, recording, door in exchanges(recordings, "chat.completions", "messages"):
+        if not is_stream(recording):
+            continue
+        body = recording["response"]["body"].encode()
+        provider = recording["provider"]
+        whole = run_stream(door, request, provider, [body])
+        chance = random.Random(file)
+        cuttings = [[chance.randrange(len(body)) for _ in range(chance.randrange(1, 40))] for _ in range(3)]
+        if len(body) < SMALL_BYTES:
+            cuttings += [[at] for at in range(1, len(body))]
+            cuttings.append(list(range(1, len(body))))
+            every += 1
+        for cuts in cuttings:
+            edges = [0, *sorted(set(cuts)), len(body)]
+            pieces = [body[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+            released, held, reply = run_stream(door, request, provider, pieces)
+            assert released + held == body, file
+            assert (released, held, reply) == whole, (file, cuts)
+        streams += 1
+    assert streams > 400
+    assert every > 20
+
+
+def test_what_was_not_asked_for_is_removed_and_nothing_else(recordings: Path) -> None:
+    """A caller that did not ask for usage gets every event but the usage-only ones, byte for byte."""
+    request = Request(model="m", stream=True)
+    removed = 0
+    for file, recording, door in exchanges(recordings, "chat.completions"):
+        if not is_stream(recording):
+            continue
+        body = recording["response"]["body"].encode()
+        told = run_stream(
+            door, Request(model="m", stream=True, usage_requested=True), recording["provider"], [body]
+        )[2]
+        meter = door.stream_meter(request, Dialect(stream_usage="on_request"))
+        out = b"".join(meter.feed(body[i : i + 97]) for i in range(0, len(body), 97))
+        tail = meter.finish()
+        events = [e for e in _events(body) if not _usage_only(e)]
+        assert out + tail.held == b"".join(events), file
+        assert counts_of(tail.reply.usage).get("input") == counts_of(told.usage).get("input"), file
+        removed += len(_events(body)) - len(events)
+    assert removed > 100
+
+
+def _events(body: bytes) -> list[bytes]:
+    events, start = [], 0
+    text = body
+    while start < len(text):
+        ends = [(text.find(s, start), len(s)) for s in (b"\n\n", b"\r\n\r\n")]
+        ends = [(at, n) for at, n in ends if at >= 0]
+        if not ends:
+            events.append(text[start:])
+            break
+        at, n = min(ends)
+        events.append(text[start : at + n])
+        start = at + n
+    return events
+
+
+def _usage_only(event: bytes) -> bool:
+    try:
+        chunk = json.loads(payload_of(event))
+    except ValueError:
+        return False
+    return isinstance(chunk, dict) and bool(chunk.get("usage")) and not chunk.get("choices")
