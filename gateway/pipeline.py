@@ -42,18 +42,21 @@ LINGER_S = 0.25
 """How long the end of the body is awaited behind a terminal event: it nearly always comes along with it."""
 
 
-class Lane(Interface):
-    """One target made callable: a provider, the model's name there, and how to speak to it."""
+class Lane(msgspec.Struct, frozen=True, kw_only=True):
+    """One target made callable: a provider, the model's name there, and how to speak to it.
+
+    Args:
+        prices: section of the price catalogue.
+        headers: (the caller's headers, traceparent) -> headers for the provider: its key, and of the
+            caller's only the listed ones.
+    """
 
     provider: str
     model: str
     prices: str
     endpoint: Endpoint
     dialect: Dialect
-
-    def headers(self, client_headers: Sequence[Header], traceparent: bytes) -> list[Header]:
-        """Return the headers for the provider: its key, and of the caller's only the listed ones."""
-        ...
+    headers: Callable[[Sequence[Header], bytes], list[Header]]
 
 
 class Recorder(Interface):

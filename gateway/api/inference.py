@@ -63,7 +63,6 @@ class Doors:
         identify: Callable[[Sequence[Header]], Identity],
         lanes: Callable[[str, str], tuple[Lane, ...]],
         body_bytes_max: int,
-        admitting: Callable[[], GatewayFault | None],
         refused: Callable[[Refusal], None],
         served: Callable[[Mapping[str, Any], Correlation, int, int, int], None],
     ) -> None:
@@ -75,7 +74,6 @@ class Doors:
         self._identify = identify
         self._lanes = lanes
         self._body_bytes_max = body_bytes_max
-        self._admitting = admitting
         self._refused = refused
         self._served = served
         self._names = {path: f"POST {path}" for path in protocols}
@@ -107,12 +105,12 @@ class Doors:
         except Exception as fault:  # the ASGI boundary: what nobody foresaw is billed, answered and logged
             log.exception("unforeseen fault", extra={"request_id": correlation.record_id})
             self._abandon(serving, Ending(outcome="internal_error", error_type="internal_error"))
-            error = GatewayFault(
+            failure = GatewayFault(
                 "internal_error",
                 f"the gateway failed ({type(fault).__name__}); report request id {correlation.record_id}",
                 status=500,
             )
-            await self._refuse(protocol, caller, correlation, error, serving, started_ns, started_unix_ns)
+            await self._refuse(protocol, caller, correlation, failure, serving, started_ns, started_unix_ns)
         finally:
             if correlation.sampled and self._traces.enabled:
                 self._served(scope, correlation, caller.status, started_unix_ns, stages.now_ns())
@@ -130,9 +128,6 @@ class Doors:
         if scope["method"] != "POST":
             raise CallerError("method_not_allowed", f"{protocol.path} takes POST", status=405)
         identity = self._identify(headers)
-        fault = self._admitting()
-        if fault is not None:
-            raise fault
         body = await read_body(receive, headers, self._body_bytes_max)
         request = protocol.read_request(body)
         lanes = self._lanes(request.model, protocol.name)

@@ -16,13 +16,13 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         dimension: name in `gateway.core.dimensions`.
         units: how many were charged at this rate (a whole's line excludes its separately charged parts).
-        rate_pico_per_million: pico-USD per million units.
+        rate_atto_per_million: atto-USD (10^-18 USD) per million units.
         cost_pico_usd: `line_pico(units, rate)`.
     """
 
     dimension: str
     units: int
-    rate_pico_per_million: int
+    rate_atto_per_million: int
     cost_pico_usd: int
 
 

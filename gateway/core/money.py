@@ -1,4 +1,4 @@
-"""Money: exact integers of 10^-12 USD (pico-USD), and rates as exact integers per million units.
+"""Money: exact integers of 10^-12 USD (pico-USD), and rates as integers of 10^-18 USD (atto-USD) per million.
 
 The one rounding rule: a charge line is `units x rate` rounded half-even to one pico-USD, once; sums of
 lines are exact and never rounded again. Decimal appears only where people read or write money. No float.
@@ -10,7 +10,9 @@ from decimal import Decimal
 from typing import Final
 
 PICO_PER_USD: Final = 10**12
-UNITS_PER_MILLION: Final = 10**6
+ATTO_PER_PICO_TIMES_MILLION: Final = 10**12
+RATE_DECIMALS: Final = 18
+"""Published rates have up to 17 decimals per million: some price lists print what a double left of 0.14."""
 
 
 def usd_to_pico(usd: Decimal) -> int:
@@ -19,19 +21,30 @@ def usd_to_pico(usd: Decimal) -> int:
     Raises:
         ValueError: the amount is not finite or is finer than 10^-12 USD: nothing here may round silently.
     """
+    return _scaled(usd, 12)
+
+
+def rate_to_atto(usd_per_million: Decimal) -> int:
+    """Return a rate as whole atto-USD per million units.
+
+    Raises:
+        ValueError: the rate is not finite or has more than RATE_DECIMALS decimals.
+    """
+    return _scaled(usd_per_million, RATE_DECIMALS)
+
+
+def _scaled(usd: Decimal, decimals: int) -> int:
     if not usd.is_finite():
         raise ValueError(f"{usd} is not an amount of money")
     sign, digits, exponent = usd.as_tuple()
-    assert isinstance(exponent, int)
+    assert isinstance(exponent, int)  # finite, so a number
+    shift = exponent + decimals
     magnitude = int("".join(map(str, digits)))
-    shift = exponent + 12
-    if shift >= 0:
-        pico = magnitude * 10**shift
-    else:
-        pico, rest = divmod(magnitude, 10**-shift)
-        if rest:
-            raise ValueError(f"{usd} USD is finer than 10^-12 USD")
-    return -pico if sign else pico
+    whole: int
+    whole, rest = (magnitude * 10**shift, 0) if shift >= 0 else divmod(magnitude, 10**-shift)
+    if rest:
+        raise ValueError(f"{usd} USD is finer than 10^-{decimals} USD")
+    return -whole if sign else whole
 
 
 def pico_to_usd(pico: int) -> str:
@@ -43,11 +56,10 @@ def pico_to_usd(pico: int) -> str:
     return f"{sign}{whole}.{fraction:012d}".rstrip("0")
 
 
-def line_pico(units: int, rate_pico_per_million: int) -> int:
+def line_pico(units: int, rate_atto_per_million: int) -> int:
     """Return the cost of `units` in pico-USD, rounded half-even: the only place where money is rounded."""
-    product = units * rate_pico_per_million
-    quotient, rest = divmod(product, UNITS_PER_MILLION)
+    quotient, rest = divmod(units * rate_atto_per_million, ATTO_PER_PICO_TIMES_MILLION)
     double = 2 * rest
-    if double > UNITS_PER_MILLION or (double == UNITS_PER_MILLION and quotient & 1):
+    if double > ATTO_PER_PICO_TIMES_MILLION or (double == ATTO_PER_PICO_TIMES_MILLION and quotient & 1):
         quotient += 1
     return quotient

@@ -1,0 +1,1 @@
+"""Price: usage x dated rate card -> exact charge lines."""

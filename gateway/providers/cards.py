@@ -135,11 +135,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
-    """What the configuration says about one provider; None means that it says nothing.
+    """What the configuration says about one provider; None (or nothing) means that it says nothing.
 
     Args:
         has_key: the configuration holds the key itself.
-        protocols: names of `PATHS_OF_CUSTOM`; for a built-in provider, which of its doors stay open.
+        protocols: names of `PATHS_OF_CUSTOM`, for a provider of the operator's own: cards know theirs.
+        stream_usage: for a provider of the operator's own.
     """
 
     enabled: bool = True
@@ -147,10 +148,10 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str | None = None
     has_key: bool = False
     api_key_env: str | None = None
-    protocols: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
+    protocols: tuple[str, ...] = ("chat_completions",)
+    models: tuple[str, ...] = ()
     prices: str | None = None
-    stream_usage: StreamUsage | None = None
+    stream_usage: StreamUsage = "on_request"
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,9 +245,9 @@ def read_card(file: Traversable) -> Card:
 def _adapted(card: Card, override: Override) -> Card:
     """Return a built-in card as the configuration wants it."""
     changes: dict[str, object] = {}
-    for field in ("title", "base_url", "models", "prices", "stream_usage"):
+    for field in ("title", "base_url", "models", "prices"):
         value = getattr(override, field)
-        if value is not None:
+        if value:
             changes[field] = value
     if override.base_url is not None:
         changes |= {"in_process": False, "base_url_env": None}
@@ -254,13 +255,6 @@ def _adapted(card: Card, override: Override) -> Card:
         changes["key_env"] = (override.api_key_env,)
     if (override.has_key or override.api_key_env is not None) and card.auth == "none":
         changes["auth"] = "bearer"
-    if override.protocols is not None:
-        unknown = [name for name in override.protocols if name not in card.doors]
-        if unknown:
-            raise ValueError(
-                f"protocols: {card.name} serves {', '.join(card.doors)}, not {', '.join(unknown)}"
-            )
-        changes["doors"] = {name: card.doors[name] for name in override.protocols}
     return msgspec.structs.replace(card, **changes)
 
 
@@ -271,7 +265,7 @@ def _custom(name: str, override: Override) -> Card:
     origin = Origin.of(override.base_url)
     keyed = override.has_key or override.api_key_env is not None
     doors: dict[str, DoorCard] = {}
-    for protocol in override.protocols if override.protocols is not None else ("chat_completions",):
+    for protocol in override.protocols:
         if protocol not in PATHS_OF_CUSTOM:
             raise ValueError(f"protocols: {protocol!r} is none of {', '.join(PATHS_OF_CUSTOM)}")
         path = PATHS_OF_CUSTOM[protocol]
@@ -296,9 +290,9 @@ def _custom(name: str, override: Override) -> Card:
         prices=override.prices or name,
         auth="bearer" if keyed else "none",
         key_env=() if override.api_key_env is None else (override.api_key_env,),
-        stream_usage=override.stream_usage or "on_request",
-        models=override.models or (),
-        suggest=tuple(model for model in override.models or () if "*" not in model),
+        stream_usage=override.stream_usage,
+        models=override.models,
+        suggest=tuple(model for model in override.models if "*" not in model),
         forward_headers=("anthropic-version", "anthropic-beta") if anthropic else (),
         default_headers={"anthropic-version": "2023-06-01"} if anthropic else {},
     )

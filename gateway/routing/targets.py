@@ -1,7 +1,8 @@
 """Targets: a model's name becomes an ordered list of places to call, or an error that says what to do.
 
-`provider/model` names the place itself, but only where the first segment is a provider and no provider lists
-the whole name as its own; other slashes belong to the model ("openrouter/anthropic/claude-sonnet-4.5" is OpenRouter's "anthropic/claude-sonnet-4.5").
+`provider/model` names the place itself, but only where the first segment is a provider and no provider
+lists the whole name as its own; other slashes belong to the model ("openrouter/anthropic/claude-sonnet-4.5"
+is OpenRouter's "anthropic/claude-sonnet-4.5").
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""Serve: uvicorn with the gateway in it, set for speed and for honest ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from gateway.admission.virtual_keys import KeyEntry
+from gateway.app import configured_keys, create_app
+from gateway.core.exchange import Identity
+from gateway.logs import LineWriter, configure
+from gateway.settings import Settings, SettingsError
+from otel.journal.segments import JournalLocked, locked
+
+HEADERS_BACKLOG: Final = 2048
+KEEP_ALIVE_S: Final = 75
+DEMO_USER: Final = "demo"
+
+
+def serve_forever(settings: Settings) -> str | None:
+    """Serve until told to stop; return why serving could not begin, or None.
+
+    The stable HTTP conventions are chosen for the SERVER spans unless the operator chose otherwise.
+    """
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
+    os.environ.setdefault("OTEL_SERVICE_NAME", "spanbill")
+    lines = LineWriter()
+    try:
+        with locked(settings.journal.directory):
+            pass  # a first look, so that a folder in use is said plainly before anything starts
+        demo = _demo_key(settings)
+        app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines)
+    except (SettingsError, JournalLocked) as fault:
+        return str(fault)
+    except OSError as fault:
+        return f"the journal's folder {settings.journal.directory} cannot be used: {fault.strerror}"
+    if demo:
+        _greet(settings, demo[0])
+    configure(settings.logging.level, lines)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.server.host,
+            port=settings.server.port,
+            loop="uvloop" if sys.platform != "win32" else "asyncio",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=HEADERS_BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=settings.server.shutdown_grace_s,
+        )
+    )
+    try:
+        server.run()
+    finally:
+        lines.close()
+    if not server.started:
+        return "the gateway could not start; the log above says why"
+    return None
+
+
+def _demo_key(settings: Settings) -> tuple[str, KeyEntry] | None:
+    """Return the demo key if no key is configured at all; it is kept beside the journal, for its owner only."""
+    if not settings.demo or configured_keys(settings, os.environ):
+        return None
+    path: Path = settings.journal.directory / "demo-key"
+    if path.exists():
+        key = path.read_text(encoding="ascii").strip()
+    else:
+        key = f"sk-demo-{secrets.token_hex(16)}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(key + "\n")
+    identity = Identity(key_id="demo", user_id=DEMO_USER, user_name="Demo", source="key")
+    return key, KeyEntry(key, identity)
+
+
+def _greet(settings: Settings, key: str) -> None:
+    host = settings.server.host if settings.server.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    base = f"http://{host}:{settings.server.port}"
+    print(
+        f"Spanbill is starting on {base}\n"
+        f"No key is configured, so here is a demo key; the simulated provider needs no account. Try:\n\n"
+        f"  curl -s {base}/v1/chat/completions \\\n"
+        f"    -H 'authorization: Bearer {key}' -H 'content-type: application/json' \\\n"
+        f'    -d \'{{"model":"sim-small","messages":[{{"role":"user","content":"Hello"}}]}}\'\n\n'
+        f"The bill of every request stands in {settings.journal.directory}; {base}/docs lists the doors.\n",
+        flush=True,
+    )
