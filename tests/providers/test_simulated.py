@@ -1,4 +1,4 @@
-"""The simulated provider keeps the real ones' forms, counts by its stated rule, and fails as it is told to."""
+"""The simulated provider keeps the real ones' forms, counts by its rule, and fails as it is told to."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gateway.providers.upstream import Endpoint, Timeouts
 
 CHAT, MESSAGES, COUNT = "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"
 VERSION = [(b"anthropic-version", b"2023-06-01")]
+PATIENT = Timeouts()
 USER = [{"role": "user", "content": "How long is this?"}]  # 17 bytes: 5 tokens
 SCHEMA = {
     "type": "object",
@@ -368,7 +369,7 @@ def endpoint(path: str, port: int = 80) -> Endpoint:
 
 
 async def send(
-    transport: SimulatedTransport, model: str, timeouts: Timeouts = Timeouts(), **request: Any
+    transport: SimulatedTransport, model: str, timeouts: Timeouts = PATIENT, **request: Any
 ) -> Any:
     data = json.dumps({"model": model, "messages": USER, **request}).encode()
     return await transport.send(b"POST", endpoint(CHAT + "?beta=true"), VERSION, data, timeouts)
@@ -433,16 +434,14 @@ async def served(state: State) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(simulated_app(state, pace=0), log_config=None, lifespan="off")
+    config.load()
     server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
     try:
-        while not server.started and not task.done():
-            await asyncio.sleep(0)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
-        await task
-        listener.close()
+        await server.shutdown(sockets=[listener])
 
 
 async def test_both_official_sdks_understand_it_over_a_socket() -> None:
@@ -483,6 +482,11 @@ async def test_both_official_sdks_understand_it_over_a_socket() -> None:
     assert state.seen[CHAT, "sim-cache"] == 1
 
 
+async def collect(reply_: httpx.Response, into: bytearray) -> None:
+    async for part in reply_.aiter_raw():
+        into += part
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_cut_closes_the_socket_inside_the_body(
     stream: bool, caplog: pytest.LogCaptureFixture
@@ -490,12 +494,11 @@ async def test_a_cut_closes_the_socket_inside_the_body(
     caplog.set_level(logging.CRITICAL)
     async with served(State()) as url, httpx.AsyncClient() as client:
         request = {"model": "sim-cut", "messages": USER, "stream": stream}
-        got = b""
-        with pytest.raises(httpx.RemoteProtocolError):
-            async with client.stream("POST", url + CHAT, json=request) as reply_:
-                assert reply_.status_code == 200
-                async for part in reply_.aiter_raw():
-                    got += part
+        async with client.stream("POST", url + CHAT, json=request) as reply_:
+            assert reply_.status_code == 200
+            got = bytearray()
+            with pytest.raises(httpx.RemoteProtocolError):
+                await collect(reply_, got)
         assert got
         assert b"[DONE]" not in got
         assert (await client.get(url + CHAT)).status_code == 405

@@ -15,7 +15,7 @@ CHARS_MAX: Final = 1000
 
 
 def sample(schema: object) -> object:
-    """Return the same value for the same schema; None for whatever can't be told or lies beyond the bounds."""
+    """Return the same value for the same schema; None for what can't be told or lies beyond the bounds."""
     return _Sampler(schema).value(schema, 0)
 
 

@@ -1,0 +1,173 @@
+"""Bills end to end through the real Collector, Jaeger and Prometheus: one number everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deploy.stack import Stack, free_ports, have_go, wait_until
+from tests.e2e.readers import PICO, bills_in_log, jaeger_spans, log_bills, promql, sums_by_user
+from tests.gateway_process import KEYS, Gateway, bills_in_journal, free_port
+
+REQUESTS = 1000
+CONCURRENT = 32
+SETTLE_S = 90.0
+MODELS = ("sim-small", "sim-large", "sim-cache", "sim-reasoning", "sim-nousage", "sim-err-500", "sim-cut")
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(420),
+    pytest.mark.skipif(
+        not have_go() and os.environ.get("CI") != "true",
+        reason="needs Go, to build the real Collector and Jaeger once (make stack says how)",
+    ),
+]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[tuple[Stack, Gateway]]:
+    port = free_port()
+    with Stack(tmp_path / "stack", free_ports(), gateway=f"127.0.0.1:{port}") as stack:
+        gateway = Gateway(
+            tmp_path / "gateway", port=port, OTEL_EXPORTER_OTLP_ENDPOINT=stack.url("otlp_http")
+        )
+        with gateway:
+            yield stack, gateway
+
+
+async def drive(gateway: Gateway, count: int, start: int = 0) -> list[str]:
+    """Send mixed requests; return the correlation id of each."""
+    gate = asyncio.Semaphore(CONCURRENT)
+    users = list(KEYS.items())
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+
+        async def one(i: int) -> str:
+            user, key = users[i % len(users)]
+            body: dict[str, Any] = {
+                "model": MODELS[i % len(MODELS)],
+                "stream": i % 2 == 0,
+                "max_tokens": 40,
+                "messages": [{"role": "user", "content": f"request {i} of {user} — ünï¢ode"}],
+            }
+            async with gate:
+                if i % 3:
+                    request = client.build_request(
+                        "POST", "/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}
+                    )
+                else:
+                    request = client.build_request(
+                        "POST",
+                        "/v1/messages",
+                        json=body,
+                        headers={"x-api-key": key, "anthropic-version": "2023-06-01"},
+                    )
+                response = await client.send(request, stream=True)
+                try:
+                    await response.aread()
+                finally:
+                    await response.aclose()
+                return response.headers["x-request-id"]
+
+        return await asyncio.gather(*(one(i) for i in range(start, start + count)))
+
+
+def await_bills(stack: Stack, ids: set[str]) -> None:
+    def all_there() -> bool:
+        return stack.log_file.exists() and set(bills_in_log(stack.log_file)) >= ids
+
+    assert wait_until(all_there, SETTLE_S, 0.5), f"{len(ids - set(bills_in_log(stack.log_file)))} bills missing"
+
+
+def test_journal_log_jaeger_and_prometheus_agree_to_the_last_digit(world: tuple[Stack, Gateway]) -> None:
+    stack, gateway = world
+    ids = asyncio.run(drive(gateway, REQUESTS))
+    journal = bills_in_journal(gateway.journal)
+    assert set(ids) == set(journal)
+    assert len(ids) == REQUESTS
+    expected = sums_by_user(list(journal.values()))
+    assert set(expected) == set(KEYS)
+    assert all(row["cost"] > 0 for row in expected.values())
+
+    await_bills(stack, set(ids))
+    counted = bills_in_log(stack.log_file)
+    assert set(counted.values()) == {1}
+    assert sums_by_user(log_bills(stack.log_file)) == expected
+
+    for user, row in expected.items():
+        found: list[dict[str, Any]] = []
+
+        def complete(user: str = user, row: dict[str, int] = row) -> bool:
+            found[:] = jaeger_spans(stack.url("jaeger_ui"), {"billing.user.id": user})
+            return len(found) == row["bills"]
+
+        assert wait_until(complete, SETTLE_S, 1.0), f"{user}: {len(found)} of {row['bills']} in Jaeger"
+        assert sums_by_user(found)[user] == row
+    for record_id in ids[::100]:
+        assert len(jaeger_spans(stack.url("jaeger_ui"), {"billing.record.id": record_id})) == 1
+
+    assert_promql_agrees(stack, expected)
+    assert_own_metrics_agree(gateway, stack, expected)
+
+
+def assert_promql_agrees(stack: Stack, expected: dict[str, dict[str, int]]) -> None:
+    queries = {
+        "bills": ("llm_gateway_bills_total", 1),
+        "input": ("llm_gateway_input_tokens_total", 1),
+        "output": ("llm_gateway_output_tokens_total", 1),
+        "cost": ("llm_gateway_cost_USD_total", PICO),
+    }
+    for column, (metric, scale) in queries.items():
+        query = f"sum by (billing_user_id) ({metric})"
+        want = {user: row[column] for user, row in expected.items()}
+        got: dict[str, int] = {}
+
+        def agrees(query: str = query, want: dict[str, int] = want, scale: int = scale) -> bool:
+            got.clear()
+            got.update({u: round(v * scale) for u, v in promql(stack.url("prometheus"), query).items()})
+            return got == want
+
+        assert wait_until(agrees, SETTLE_S, 1.0), f"{metric}: {got} instead of {want}"
+
+
+def assert_own_metrics_agree(gateway: Gateway, stack: Stack, expected: dict[str, dict[str, int]]) -> None:
+    query = 'sum(llm_gateway_cost_total{component="gateway"})'
+    want = sum(row["cost"] for row in expected.values())
+
+    def agrees() -> bool:
+        return round(promql(stack.url("prometheus"), query).get("", 0) * PICO) == want
+
+    assert wait_until(agrees, SETTLE_S, 1.0), httpx.get(f"{gateway.url}/metrics").text
+
+
+def test_nothing_is_missing_after_the_collector_was_killed_and_away(world: tuple[Stack, Gateway]) -> None:
+    stack, gateway = world
+    ids = asyncio.run(drive(gateway, 300))
+    stack.kill("collector")
+    assert "collector" not in stack.pids(), "the fault did not happen"
+    ids += asyncio.run(drive(gateway, 400, start=300))
+    away = httpx.get(f"{gateway.url}/metrics").text
+    assert "llm_gateway_export_pending_bytes 0.0" not in away, "the outage was not felt"
+    stack.start_collector()
+    ids += asyncio.run(drive(gateway, 300, start=700))
+
+    journal = bills_in_journal(gateway.journal)
+    assert set(journal) == set(ids)
+    await_bills(stack, set(ids))
+    expected = sums_by_user(list(journal.values()))
+    once = {bill["billing.record.id"]: bill for bill in log_bills(stack.log_file)}
+    assert sums_by_user(list(once.values())) == expected
+    for user, row in expected.items():
+        found: list[dict[str, Any]] = []
+
+        def complete(user: str = user, row: dict[str, int] = row) -> bool:
+            found[:] = jaeger_spans(stack.url("jaeger_ui"), {"billing.user.id": user})
+            return len({bill["billing.record.id"] for bill in found}) == row["bills"]
+
+        assert wait_until(complete, SETTLE_S, 1.0), f"{user}: {len(found)} of {row['bills']} in Jaeger"
+    assert_own_metrics_agree(gateway, stack, expected)

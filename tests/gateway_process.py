@@ -1,0 +1,134 @@
+"""A real gateway in a process of its own, for the tests that need one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from deploy.stack import http_ok, wait_until
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = {"alice": "sk-test-alice-0001", "bob": "sk-test-bob-0002", "carol": "sk-test-carol-0003"}
+START_S = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
+
+
+class Gateway:
+    """`python -m gateway serve` in `folder`, with a key for each of KEYS."""
+
+    def __init__(self, folder: Path, *, port: int | None = None, **environment: str) -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.environment = environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "data" / "journal"
+
+    def start(self) -> Gateway:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("OTEL_", "SPANBILL_")) and not name.lower().endswith("_proxy")
+        }
+        with (self.folder / "gateway.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env={
+                    **clean,
+                    "PYTHONPATH": str(ROOT),
+                    "SPANBILL_API_KEYS": ",".join(f"{user}={key}" for user, key in KEYS.items()),
+                    **self.environment,
+                },
+            )
+        assert wait_until(self._ready, START_S, 0.05), self.log()
+        return self
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the gateway ended:\n{self.log()}"
+        return http_ok(f"{self.url}/ready")
+
+    def log(self) -> str:
+        return (self.folder / "gateway.log").read_text()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(timeout=60)
+
+    def __enter__(self) -> Gateway:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+def journal_lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """Yield every line of a journal folder as JSON."""
+    for segment in sorted(journal.glob("[0-9]*-*/*.jsonl")):
+        for line in segment.read_bytes().splitlines():
+            yield json.loads(line)
+
+
+def attributes(span: dict[str, Any]) -> dict[str, Any]:
+    """Return a span's attributes as plain values."""
+    return {pair["key"]: _value(pair["value"]) for pair in span["attributes"]}
+
+
+def _value(value: dict[str, Any]) -> Any:
+    ((kind, inner),) = value.items()
+    if kind == "intValue":
+        return int(inner)
+    if kind == "arrayValue":
+        return [_value(item) for item in inner.get("values", [])]
+    return inner
+
+
+def spans_in(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the spans of one OTLP/JSON line."""
+    for resource in line.get("resourceSpans", ()):
+        for scope in resource["scopeSpans"]:
+            yield from scope["spans"]
+
+
+def bills_in_journal(journal: Path) -> dict[str, dict[str, Any]]:
+    """Return the bills of a journal by record id; no id may stand twice."""
+    bills: dict[str, dict[str, Any]] = {}
+    for line in journal_lines(journal):
+        for span in spans_in(line):
+            bill = attributes(span)
+            assert bill["billing.record.id"] not in bills
+            bills[bill["billing.record.id"]] = bill
+    return bills

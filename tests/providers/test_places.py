@@ -1,0 +1,144 @@
+"""A provider gets its own key and, of the caller's headers, only those on the card's list."""
+
+from __future__ import annotations
+
+import pickle
+
+import msgspec
+import pytest
+
+from gateway.providers.cards import NEVER_FORWARDED, CardError, Override, load_cards
+from gateway.providers.places import Provider, Secret, resolve
+
+ENVIRON = {
+    "OPENAI_API_KEY": "sk-open",
+    "ANTHROPIC_API_KEY": "sk-ant",
+    "DEEPSEEK_API_KEY": "sk-deep",
+    "HF_TOKEN": "hf_x",
+    "OPENROUTER_API_KEY": "sk-or",
+}
+TRACEPARENT = b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"
+CREDENTIALS = {
+    ("openai", "chat_completions"): (b"authorization", b"Bearer sk-open"),
+    ("anthropic", "messages"): (b"x-api-key", b"sk-ant"),
+    ("anthropic", "count_tokens"): (b"x-api-key", b"sk-ant"),
+    ("anthropic", "chat_completions"): (b"authorization", b"Bearer sk-ant"),
+    ("deepseek", "chat_completions"): (b"authorization", b"Bearer sk-deep"),
+    ("deepseek", "messages"): (b"x-api-key", b"sk-deep"),
+    ("huggingface", "chat_completions"): (b"authorization", b"Bearer hf_x"),
+    ("openrouter", "chat_completions"): (b"authorization", b"Bearer sk-or"),
+    ("openrouter", "messages"): (b"authorization", b"Bearer sk-or"),
+}
+
+
+def providers(environ: dict[str, str] = ENVIRON) -> dict[str, Provider]:
+    return {name: resolve(card, environ) for name, card in load_cards().items()}
+
+
+def test_each_door_carries_the_providers_key_in_its_own_way() -> None:
+    for provider in providers().values():
+        for protocol, door in provider.doors.items():
+            headers = door.headers([], TRACEPARENT)
+            found = [h for h in headers if h[0] in (b"authorization", b"x-api-key")]
+            wanted = CREDENTIALS.get((provider.name, protocol))
+            assert found == ([] if wanted is None else [wanted])
+            assert dict(headers)[b"traceparent"] == TRACEPARENT
+            assert dict(headers)[b"content-type"] == b"application/json"
+            assert dict(headers)[b"accept-encoding"] == b"identity"
+            assert len(headers) == len(dict(headers))
+
+
+def test_nothing_of_the_callers_goes_out_that_is_not_listed() -> None:
+    secret = [(name.encode(), b"of-the-caller") for name in sorted(NEVER_FORWARDED)]
+    unlisted = [(b"x-forwarded-for", b"of-the-caller"), (b"openai-organization", b"of-the-caller")]
+    for provider in providers().values():
+        for door in provider.doors.values():
+            headers = door.headers([*secret, *unlisted], TRACEPARENT)
+            assert b"of-the-caller" not in [value for _, value in headers]
+
+
+def test_the_callers_version_replaces_the_cards_default() -> None:
+    door = providers()["anthropic"].doors["messages"]
+    assert dict(door.headers([], TRACEPARENT))[b"anthropic-version"] == b"2023-06-01"
+    sent = [(b"anthropic-version", b"2024-10-22"), (b"anthropic-beta", b"a"), (b"anthropic-beta", b"b")]
+    headers = door.headers([*sent, (b"user-agent", b"theirs")], TRACEPARENT)
+    assert [h for h in headers if h[0].startswith(b"anthropic-")] == sent
+    assert dict(headers)[b"user-agent"] == b"theirs"
+
+
+def test_the_operators_account_is_sent_and_not_the_callers() -> None:
+    openai = resolve(load_cards()["openai"], {**ENVIRON, "OPENAI_ORG_ID": "org-ours"})
+    headers = openai.doors["chat_completions"].headers([(b"openai-organization", b"org-theirs")], TRACEPARENT)
+    assert [v for n, v in headers if n == b"openai-organization"] == [b"org-ours"]
+
+
+def test_a_header_that_the_operator_sets_is_not_forwarded_even_if_listed() -> None:
+    card = msgspec.structs.replace(load_cards()["openai"], forward_headers=("openai-organization",))
+    theirs = [(b"openai-organization", b"org-theirs")]
+    for environ, sent in ((ENVIRON, b"org-theirs"), ({**ENVIRON, "OPENAI_ORG_ID": "org-ours"}, b"org-ours")):
+        headers = resolve(card, environ).doors["chat_completions"].headers(theirs, TRACEPARENT)
+        assert [v for n, v in headers if n == b"openai-organization"] == [sent]
+
+
+def test_a_provider_is_ready_when_it_has_a_key_or_needs_none() -> None:
+    assert {p.name for p in providers({}).values() if p.ready} == {"simulated"}
+    assert {p.name for p in providers({"OPENAI_API_KEY": "  "}).values() if p.ready} == {"simulated"}
+    assert all(p.ready for p in providers().values())
+    assert resolve(load_cards()["openai"], {}, Secret("k")).ready
+    mine = load_cards({"mine": Override(base_url="http://h", api_key_env="MINE")})["mine"]
+    assert not resolve(mine, {}).ready
+    assert resolve(mine, {"MINE": "k"}).ready
+
+
+def test_the_first_variable_that_holds_a_key_wins_and_a_configured_key_wins_over_all() -> None:
+    card = load_cards()["huggingface"]
+    environ = {"HUGGINGFACE_API_KEY": "second", "HUGGING_FACE_HUB_TOKEN": "third"}
+
+    def key(provider: Provider) -> bytes:
+        return dict(provider.doors["chat_completions"].headers([], TRACEPARENT))[b"authorization"]
+
+    assert key(resolve(card, environ)) == b"Bearer second"
+    assert key(resolve(card, environ, Secret("given\n"))) == b"Bearer given"
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\r\nx-evil: 1", "ключ", "a\x00b", "x" * 10_000])
+def test_a_key_that_could_break_a_header_is_refused_without_being_shown(value: str) -> None:
+    with pytest.raises(CardError, match="OPENAI_API_KEY") as caught:
+        resolve(load_cards()["openai"], {"OPENAI_API_KEY": value})
+    assert value not in str(caught.value)
+
+
+def test_no_repr_shows_a_key() -> None:
+    provider = providers()["openai"]
+    door = provider.doors["chat_completions"]
+    for shown in (provider, door, Secret("sk-open"), [Secret("sk-open")], provider.doors):
+        assert "sk-open" not in repr(shown)
+        assert "sk-open" not in str(shown)
+    with pytest.raises(TypeError):
+        pickle.dumps(Secret("sk-open"))
+
+
+def test_a_routers_prices_follow_the_route_in_the_models_name() -> None:
+    provider = providers()["huggingface"]
+    assert provider.prices_of("moonshotai/Kimi-K2-Instruct:groq") == "huggingface_groq"
+    assert provider.prices_of("meta-llama/Llama-3.1-8B-Instruct") == "huggingface"
+    assert provider.prices_of("m:") == "huggingface"
+    assert providers()["openai"].prices_of("ft:gpt-4o:acme") == "openai"
+
+
+def test_a_base_url_variable_is_followed_where_a_card_names_one() -> None:
+    card = load_cards({"mine": Override(base_url="http://h")})["mine"]
+    card = msgspec.structs.replace(card, base_url_env="MINE_URL")
+    assert resolve(card, {}).origin.host == "h"
+    assert resolve(card, {"MINE_URL": "https://other:1/v1"}).doors["chat_completions"].endpoint.port == 1
+    with pytest.raises(CardError, match="MINE_URL"):
+        resolve(card, {"MINE_URL": "https://u:p@other"})
+
+
+def test_every_chat_door_asks_for_the_usage_of_a_stream() -> None:
+    mine = load_cards({"mine": Override(base_url="http://h/v1", protocols=("chat_completions", "messages"))})
+    for card in mine.values():
+        for protocol, door in resolve(card, ENVIRON).doors.items():
+            if protocol == "chat_completions":
+                assert (door.stream_usage, card.stream_usage) == ("on_request", "on_request")
+            assert door.reasoning_in_output
