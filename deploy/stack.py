@@ -124,7 +124,11 @@ def _build_jaeger(folder: Path) -> Path:
     answer = _go(["go", "mod", "download", "-json", JAEGER_MODULE], folder, dict(os.environ))
     source = Path(json.loads(answer)["Dir"])
     binary = folder / "jaeger"
-    _go(["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(binary), "./cmd/jaeger"], source, dict(os.environ))
+    _go(
+        ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(binary), "./cmd/jaeger"],
+        source,
+        dict(os.environ),
+    )
     return binary
 
 
@@ -224,7 +228,10 @@ class Stack:
         (home / "targets").mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / "deploy" / "prometheus.yml", home / "prometheus.yml")
         groups = [
-            {"targets": [f"127.0.0.1:{self.ports['collector_metrics']}"], "labels": {"component": "collector"}}
+            {
+                "targets": [f"127.0.0.1:{self.ports['collector_metrics']}"],
+                "labels": {"component": "collector"},
+            }
         ]
         if self._gateway:
             groups.append({"targets": [self._gateway], "labels": {"component": "gateway"}})

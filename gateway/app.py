@@ -45,7 +45,7 @@ from gateway.providers.simulated import SimulatedTransport
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
 from gateway.recording.span import billing_span
 from gateway.release.relay import DrainBounds
-from gateway.routing.targets import Place, Router
+from gateway.routing.targets import Place, Router, Target
 from gateway.settings import KeySettings, Settings, SettingsError
 from otel.journal import JournalUnavailable, JournalWriter
 from otel.journal.cursor import Cursor
@@ -60,6 +60,8 @@ SIMULATED: Final = "simulated"
 GC_THRESHOLD: Final = 50_000
 """Allocations between young collections: p99 falls from 36 to 9 ms against the default of 700."""
 RETRY_AFTER_S: Final = 1
+LANES_MAX: Final = 4096
+"""Remembered names; callers choose names, so the memo starts over when it is full."""
 STOP_SHIPPING_S: Final = 10.0
 """How long shutdown waits for the last bills to be delivered; the rest is delivered after the next start."""
 
@@ -172,7 +174,9 @@ def create_app(
     network = transport or Switch(
         transport_for(settings.upstream.transport),
         SimulatedTransport(),
-        providers[SIMULATED].origin.host if SIMULATED in providers else "",
+        providers[SIMULATED].origin.host
+        if SIMULATED in providers and providers[SIMULATED].card.in_process
+        else "",
     )
     stages = Stages(
         transport=network,
@@ -295,29 +299,29 @@ def _place(provider: Provider) -> Place:
 
 
 def _lanes(router: Router, providers: Mapping[str, Provider]) -> Callable[[str, str], tuple[Lane, ...]]:
-    dialects = {
-        name: Dialect(
-            reasoning_in_output=provider.card.reasoning_in_output, stream_usage=provider.card.stream_usage
+    known: dict[tuple[str, str], tuple[Lane, ...]] = {}
+
+    def lane(target: Target, protocol: str) -> Lane:
+        provider = providers[target.provider]
+        door = provider.doors[protocol]
+        return Lane(
+            provider=provider.name,
+            model=target.model,
+            prices=provider.prices_of(target.model),
+            endpoint=door.endpoint,
+            dialect=Dialect(reasoning_in_output=door.reasoning_in_output, stream_usage=door.stream_usage),
+            headers=door.headers,
         )
-        for name, provider in providers.items()
-    }
 
     def lanes(model: str, protocol: str) -> tuple[Lane, ...]:
-        found: list[Lane] = []
-        for target in router.targets(model, protocol):
-            provider = providers[target.provider]
-            door = provider.doors[protocol]
-            found.append(
-                Lane(
-                    provider=provider.name,
-                    model=target.model,
-                    prices=provider.prices_of(target.model),
-                    endpoint=door.endpoint,
-                    dialect=dialects[provider.name],
-                    headers=door.headers,
-                )
-            )
-        return tuple(found)
+        key = (model, protocol)
+        found = known.get(key)
+        if found is None:
+            found = tuple([lane(target, protocol) for target in router.targets(model, protocol)])
+            if len(known) >= LANES_MAX:
+                known.clear()
+            known[key] = found
+        return found
 
     return lanes
 

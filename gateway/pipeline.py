@@ -60,7 +60,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recorder(Interface):
-    """The journal, in the words of the story. Every method raises GatewayFault when it cannot keep its word."""
+    """The journal, in the words of the story; a method that cannot keep its word raises GatewayFault."""
 
     def intent(self, call: Call) -> int:
         """Write the intent; return its sequence number."""
@@ -132,7 +132,7 @@ class Serving:
         """Tell the story once.
 
         Raises:
-            UpstreamError, GatewayFault: nothing was released yet; the door answers in the protocol's envelope.
+            UpstreamError, GatewayFault: nothing was released yet; the door answers in its envelope.
         """
         intent = self._stages.recorder.intent(self._admitted.call)
         lane = self._admitted.lanes[0]
@@ -307,7 +307,7 @@ class Serving:
                 if now - drain_from_ns > stages.drain.duration_ns or drained_bytes > stages.drain.bytes_max:
                     raise UpstreamError(
                         "client_disconnected",
-                        "the caller left and the provider had not ended within the bounds of upstream.drain_*",
+                        "the caller left, and the provider did not end within upstream.drain_*",
                         retryable=False,
                         sent=True,
                     )

@@ -28,6 +28,8 @@ class _Section(BaseModel):
 
 
 class ServerSettings(_Section):
+    """Where the gateway listens, and the bounds of a request."""
+
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
     max_body_bytes: int = Field(
@@ -39,11 +41,13 @@ class ServerSettings(_Section):
 
 
 class JournalSettings(_Section):
+    """Where bills are kept, and how durable they are."""
+
     directory: Path = Field(Path("data/journal"), description="Folder of the journal.")
     durability: Literal["group", "process", "strict"] = Field(
         "group",
-        description="`group`: one fdatasync for many bills, awaited; `process`: survives kill -9 but not power loss; "
-        "`strict`: one fdatasync per record.",
+        description="`group`: one fdatasync for many bills, awaited; `process`: survives kill -9 but not "
+        "power loss; `strict`: one fdatasync per record.",
     )
     segment_bytes_max: int = Field(
         64 * 1024 * 1024, ge=4096, description="A segment is sealed at this size, in bytes."
@@ -51,6 +55,8 @@ class JournalSettings(_Section):
 
 
 class KeySettings(_Section):
+    """One virtual key and its owner."""
+
     id: str = Field(
         pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Public id of the key (`billing.key.id`)."
     )
@@ -64,6 +70,8 @@ class KeySettings(_Section):
 
 
 class ProviderSettings(_Section):
+    """One provider: what to change on a built-in card, or one of your own."""
+
     enabled: bool = Field(True, description="False takes the provider out of routing.")
     title: str | None = Field(None, description="Display name.")
     base_url: str | None = Field(
@@ -86,12 +94,16 @@ class ProviderSettings(_Section):
 
 
 class RoutingSettings(_Section):
+    """How a model finds its provider."""
+
     default_provider: str | None = Field(
         None, description="Serves model names that no provider's card knows."
     )
 
 
 class UpstreamSettings(_Section):
+    """Bounds on what a provider may take and send."""
+
     connect_timeout_s: float = Field(30.0, gt=0, description="To a connected socket, in seconds.")
     first_byte_timeout_s: float = Field(
         30.0, gt=0, description="From sent to the reply's status line, in seconds."
@@ -113,6 +125,8 @@ class UpstreamSettings(_Section):
 
 
 class PricesSettings(_Section):
+    """The operator's own rates."""
+
     overrides: dict[str, dict[str, str | int]] = Field(
         {},
         description="`provider/model` to rates in USD per million tokens, as quoted decimals: "
@@ -121,6 +135,8 @@ class PricesSettings(_Section):
 
 
 class TelemetrySettings(_Section):
+    """How bills are shipped."""
+
     cache_write_name: Literal["cache_write", "cache_creation"] = Field(
         "cache_write", description="Which name of the conventions carries cache writes."
     )
@@ -131,6 +147,8 @@ class TelemetrySettings(_Section):
 
 
 class LoggingSettings(_Section):
+    """What is written to standard output."""
+
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level to log."
     )

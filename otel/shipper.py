@@ -88,7 +88,7 @@ def judge(status: int, body: bytes, retry_after: str | None) -> Verdict:
 
 
 def backoff_s(failures: int, jitter: float) -> float:
-    """Return how long to wait after `failures` (>= 1) in a row; `jitter` in [0, 1) spreads several senders."""
+    """Return the seconds to wait after `failures` (>= 1) in a row; `jitter` in [0, 1) spreads senders."""
     return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10)) * (0.5 + jitter / 2)
 
 
@@ -194,7 +194,7 @@ class Shipper:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Deliver what is there if the Collector takes it, for at most `timeout_s`; the rest stays for later."""
+        """Deliver what is there, for at most `timeout_s`; the rest stays for later."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
@@ -245,8 +245,8 @@ class Shipper:
     def _deliver(self, spans: tuple[bytes, ...], batch: Batch) -> TryAgain | None:
         """Send; halve a refused batch until the refused span stands alone, and put that one aside.
 
-        Halving sends accepted spans of a partly refused batch once more: a duplicate with the same id is better
-        than a bill that nobody has.
+        Halving sends accepted spans of a partly refused batch once more: a duplicate with the same id is
+        better than a bill that nobody has.
         """
         if not spans:
             return None

@@ -148,8 +148,8 @@ def _is_parent_based_always_on(sampler: Sampler) -> bool:
 def traces_from_env(resource: Resource, *, environ: Mapping[str, str] = os.environ) -> Traces:
     """Return the trace pipeline that the standard variables describe.
 
-    Without an OTLP endpoint, with `OTEL_TRACES_EXPORTER=none` or `OTEL_SDK_DISABLED=true` there is none; bills
-    do not depend on any of the three.
+    Without an OTLP endpoint, with `OTEL_TRACES_EXPORTER=none` or `OTEL_SDK_DISABLED=true` there is none;
+    bills do not depend on any of the three.
     """
     provider = TracerProvider(resource=resource)
     endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")

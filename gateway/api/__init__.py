@@ -1,0 +1,1 @@
+"""Doors: how requests come in, and what stands on every response."""

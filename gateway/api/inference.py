@@ -102,7 +102,7 @@ class Doors:
         except asyncio.CancelledError:
             self._abandon(serving, Ending(outcome="interrupted", error_type="interrupted"))
             raise
-        except Exception as fault:  # the ASGI boundary: what nobody foresaw is billed, answered and logged
+        except Exception as fault:  # the ASGI boundary: billed, answered, logged
             log.exception("unforeseen fault", extra={"request_id": correlation.record_id})
             self._abandon(serving, Ending(outcome="internal_error", error_type="internal_error"))
             failure = GatewayFault(
@@ -174,7 +174,7 @@ class Doors:
         started_ns: int,
         started_unix_ns: int,
     ) -> None:
-        """Answer in the protocol's envelope; once the answer has begun it can only be cut off, never completed."""
+        """Answer in the protocol's envelope; an answer that has begun can only be cut off."""
         if serving is None or not serving.settled:
             self._refused(
                 Refusal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from otel.journal.segments import JournalLocked, locked
 HEADERS_BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75
 DEMO_USER: Final = "demo"
+EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound
 
 
 def serve_forever(settings: Settings) -> str | None:
@@ -59,6 +61,9 @@ def serve_forever(settings: Settings) -> str | None:
             timeout_graceful_shutdown=settings.server.shutdown_grace_s,
         )
     )
+    for told in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal once more after its orderly stop; that must not end the process by it.
+        signal.signal(told, lambda *_: None)
     try:
         server.run()
     finally:
@@ -69,7 +74,7 @@ def serve_forever(settings: Settings) -> str | None:
 
 
 def _demo_key(settings: Settings) -> tuple[str, KeyEntry] | None:
-    """Return the demo key if no key is configured at all; it is kept beside the journal, for its owner only."""
+    """Return the demo key if no key is configured at all; kept beside the journal, for its owner only."""
     if not settings.demo or configured_keys(settings, os.environ):
         return None
     path: Path = settings.journal.directory / "demo-key"
@@ -85,7 +90,7 @@ def _demo_key(settings: Settings) -> tuple[str, KeyEntry] | None:
 
 
 def _greet(settings: Settings, key: str) -> None:
-    host = settings.server.host if settings.server.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    host = settings.server.host if settings.server.host not in EVERYWHERE else "127.0.0.1"
     base = f"http://{host}:{settings.server.port}"
     print(
         f"Spanbill is starting on {base}\n"

@@ -1,0 +1,1 @@
+"""Vocabulary: immutable values without I/O, clock or framework."""

@@ -1,0 +1,1 @@
+"""Meter: from what came back to how far it can be billed."""

@@ -45,7 +45,7 @@ SIMULATED: Final[dict[str, dict[str, str]]] = {
 
 def build() -> bytes:
     """Return the catalogue as bytes: the same data always gives the same bytes."""
-    from genai_prices.data import providers  # noqa: PLC0415  # a dependency of the build, not of the gateway
+    from genai_prices.data import providers  # a dependency of the build, not of the gateway
 
     version = importlib.metadata.version("genai-prices")
     catalogue: dict[str, Any] = {

@@ -11,7 +11,8 @@ caller can settle the bill in between.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol as Interface
+from typing import Literal
+from typing import Protocol as Interface
 
 import msgspec
 

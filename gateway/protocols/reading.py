@@ -7,6 +7,7 @@ in 0..COUNT_MAX and nothing else: no floats, no booleans, no strings.
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from typing import Any, Final
 
@@ -20,14 +21,28 @@ CODE_CHARS_MAX: Final = 64
 TOKENS_MAX: Final = 2**53 - 1
 
 _any_decoder: Final = msgspec.json.Decoder(float_hook=Decimal)
+_COST_DIGITS_MAX: Final = 40
+_MEMBER_BYTES_MIN: Final = len('"model":1,')
+"""No member that `unique_members` is asked about can be shorter."""
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
 _top_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def decode(data: bytes | msgspec.Raw) -> Any:
-    """Return the JSON value with floats as Decimal, or None if it is not JSON."""
+    """Return the JSON value with floats as Decimal, or None if it is not JSON.
+
+    Half a surrogate pair, a broken character or a NaN somewhere in a reply is no reason to lose its usage:
+    what the strict decoder refuses is tried once more, leniently.
+    """
     try:
         return _any_decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError):
+        pass
+    try:
+        return json.loads(
+            bytes(data).decode("utf-8", "replace"), parse_float=Decimal, parse_constant=lambda _: None
+        )
+    except (ValueError, ArithmeticError, RecursionError):
         return None
 
 
@@ -63,6 +78,15 @@ class Counts:
             self.flag(f"{name}_unusable")
         return False
 
+    def add(self, name: str, units: int) -> None:
+        """Add to a count that was taken; a sum past COUNT_MAX is no count."""
+        total = self.values[name] + units
+        if total <= COUNT_MAX:
+            self.values[name] = total
+            return
+        del self.values[name]
+        self.flag(f"{name}_unusable")
+
     def flag(self, word: str) -> None:
         """Note an anomaly once."""
         if word not in self.anomalies:
@@ -85,6 +109,9 @@ def cost_usd(value: object) -> str | None:
         value = Decimal(value)
     if not isinstance(value, Decimal) or not value.is_finite() or value < 0 or value.adjusted() > 12:
         return None
+    exponent = value.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -_COST_DIGITS_MAX:
+        return None
     return format(value, "f")
 
 
@@ -92,30 +119,52 @@ def unique_members(body: bytes, keys: tuple[bytes, ...]) -> None:
     """Refuse a body that names one of `keys` (with quotes) twice at its top level.
 
     Two parsers may read such a body differently: the gateway would bill one model and the provider serve
-    another. Counting bytes clears nearly every body; only what looks odd is parsed in full.
+    another. Counting bytes clears nearly every body, that of the parts against the whole first: it is the
+    cheapest and allows for little white space; only what looks odd is parsed in full.
 
     Raises:
         CallerError: 400.
     """
-    if b"\\u00" not in body and all(body.count(key) <= 1 for key in keys):
+    try:
+        members = _top_decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as fault:  # a name that the typed decoder read over
+        raise not_json() from fault
+    # The bytes of all members, each with two quotes, colon and comma; a member that was read over is missing.
+    known = sum([len(name) + len(value) + 4 for name, value in members.items()]) + 1
+    if len(body) - known < _MEMBER_BYTES_MIN:
+        return
+    if all(body.count(key) <= 1 for key in keys) and not may_escape_a_name(body):
         return
     names = {key.strip(b'"').decode() for key in keys}
-
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        seen: dict[str, object] = {}
-        for name, value in pairs:
-            if name in seen and name in names:
-                seen["\0twice"] = name
-            seen[name] = value
-        return seen
-
     try:
-        top = json.loads(body, object_pairs_hook=once)
+        pairs = json.loads(body, object_pairs_hook=tuple)  # an object as its pairs, in order
     except (ValueError, RecursionError) as fault:
         raise not_json() from fault
-    if isinstance(top, dict) and "\0twice" in top:
-        name = str(top["\0twice"])
-        raise CallerError("duplicate_member", f"the body names {name!r} twice", status=400, param=name)
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise CallerError("duplicate_member", f"the body names {name!r} twice", status=400, param=name)
+        if name in names:
+            seen.add(name)
+
+
+def may_escape_a_name(body: bytes) -> bool:
+    """Say whether a letter or an underscore is written as an escape: a member's name may hide so."""
+    return b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None
+
+
+def check_encoding(body: bytes) -> None:
+    """Refuse what is not UTF-8; the typed decoder does not look into what it skips.
+
+    Raises:
+        CallerError: 400.
+    """
+    if body.isascii():
+        return
+    try:
+        body.decode()
+    except UnicodeDecodeError as fault:
+        raise not_json() from fault
 
 
 def replace_members(body: bytes, changes: dict[str, bytes]) -> bytes:

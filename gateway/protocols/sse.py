@@ -18,6 +18,9 @@ from gateway.protocols.base import EVENT_BYTES_MAX, Tail
 _BLANK_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _END_OF_LINE: Final = re.compile(rb"\r\n|\n|\r")
 
+_SEAM_BYTES: Final = 3
+"""A blank line is at most four bytes, so that at most three of them are in what is carried."""
+
 PASS: Final = 0
 DROP: Final = 1
 END: Final = 2
@@ -26,8 +29,9 @@ END: Final = 2
 
 def payload_of(event: bytes) -> bytes:
     """Return the joined `data` lines of one event; b"" if it has none (comments, other fields)."""
-    if event.startswith(b"data: ") and event.count(b"\n") == 2 and event.endswith(b"\n\n"):
-        return event[6:-2]
+    if event.startswith(b"data: ") and event.endswith(b"\n\n"):
+        if event.count(b"\n") == 2 and not event.count(b"\r"):
+            return event[6:-2]
     lines = []
     for line in _END_OF_LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
@@ -47,8 +51,11 @@ class EventMeter:
         self.ended = False
         self.events = 0
         self.bytes = 0
-        self._carry = b""
+        self._carry: list[bytes] = []
+        self._carry_bytes = 0
+        self._seam = b""  # the last bytes of what is carried: a blank line may be cut in two
         self._held: list[bytes] = []
+        self._held_bytes = 0
 
     def first_interest(self, data: bytes) -> int:
         """Return an index at or before the first thing of interest in `data`, or -1 if there is none."""
@@ -72,17 +79,29 @@ class EventMeter:
         if self.ended:
             self._hold(data)
             return b""
-        if not self._carry and data.endswith(b"\n\n"):
+        if self._carry:
+            return self._feed_carried(data)
+        # Counting is the cheapest search of bytes in CPython.
+        if data.endswith(b"\n\n") and not data.count(b"\r") and not data.endswith(b"\n\n\n"):
             at = self.first_interest(data)
             if at < 0:
                 self.events += data.count(b"\n\n")
                 return data
             # Everything before the event of interest passes unseen.
-            cut = data.rfind(b"\n\n", 0, at) + 2 if at > 0 else 0
-            if cut >= 2:
+            cut = data.rfind(b"\n\n", 0, at) + 2
+            if cut >= 2 and data[cut - 3 : cut - 2] != b"\n":
                 self.events += data.count(b"\n\n", 0, cut)
                 return data[:cut] + self._each_event(data[cut:])
-        return self._each_event(self._carry + data if self._carry else data)
+        return self._each_event(data)
+
+    def _feed_carried(self, data: bytes) -> bytes:
+        # Only the new bytes are searched: a large event in small reads must not cost its square.
+        if _BLANK_LINE.search(self._seam + data) is None:
+            self._wait(data)
+            return b""
+        whole = b"".join((*self._carry, data))
+        self._carry, self._carry_bytes = [], 0
+        return self._each_event(whole)
 
     def _each_event(self, data: bytes) -> bytes:
         released: list[bytes] = []
@@ -99,22 +118,28 @@ class EventMeter:
                 released.append(event)
             elif fate == END:
                 self.ended = True
-                self._carry = b""
                 self._hold(data[start - len(event) :])
                 return b"".join(released)
-        self._carry = data[start:]
-        if len(self._carry) > EVENT_BYTES_MAX:
+        if start < len(data):
+            self._wait(data[start:])
+        return b"".join(released)
+
+    def _wait(self, data: bytes) -> None:
+        self._carry.append(data)
+        self._carry_bytes += len(data)
+        self._seam = (self._seam + data)[-_SEAM_BYTES:] if len(self._carry) > 1 else data[-_SEAM_BYTES:]
+        if self._carry_bytes > EVENT_BYTES_MAX:
             raise UpstreamError(
                 "upstream_protocol",
                 f"the provider sent an event of more than {EVENT_BYTES_MAX} bytes",
                 retryable=False,
                 sent=True,
             )
-        return b"".join(released)
 
     def _hold(self, data: bytes) -> None:
         self._held.append(data)
-        if sum(map(len, self._held)) > EVENT_BYTES_MAX:
+        self._held_bytes += len(data)
+        if self._held_bytes > EVENT_BYTES_MAX:
             raise UpstreamError(
                 "upstream_protocol",
                 f"the provider sent more than {EVENT_BYTES_MAX} bytes after its end event",
@@ -124,7 +149,8 @@ class EventMeter:
 
     def finish(self) -> Tail:
         """Return the held bytes and the reply; an event that never became whole is among the held bytes."""
-        carry, self._carry = self._carry, b""
+        carry = b"".join(self._carry)
+        self._carry, self._carry_bytes = [], 0
         if carry and not self.ended:
             # The last event may lack its blank line: the end of the stream ends it too.
             self.events += 1
@@ -134,19 +160,24 @@ class EventMeter:
                 self._held.append(carry)
         held = b"".join(self._held)
         if self.ended:
-            self._after_the_end(held)
+            held = self._after_the_end(held)
         return Tail(held=held, reply=self.reply())
 
-    def _after_the_end(self, held: bytes) -> None:
+    def _after_the_end(self, held: bytes) -> bytes:
         """Read on behind the terminal event: recorded streams hold a second message there."""
         first = _BLANK_LINE.search(held)
         start = len(held) if first is None else first.end()
+        kept = [held[:start]]
         while start < len(held):  # each turn takes one event
             found = _BLANK_LINE.search(held, start)
             end = len(held) if found is None else found.end()
             self.events += 1
-            self.ended = self.on_event(held[start:end]) == END or self.ended
+            fate = self.on_event(held[start:end])
+            self.ended = self.ended or fate == END
+            if fate != DROP:
+                kept.append(held[start:end])
             start = end
+        return b"".join(kept)
 
 
 def interest(data: bytes, key: bytes) -> int:

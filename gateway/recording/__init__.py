@@ -1,0 +1,1 @@
+"""Record: an exchange becomes the billing span."""

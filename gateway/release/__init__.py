@@ -1,0 +1,1 @@
+"""Release: the caller's end of an exchange."""

@@ -75,7 +75,7 @@ def reply_headers(
 
 
 def _latin(text: str) -> bytes:
-    """Return the text as a header value: anything but printable ASCII becomes `?`, so no line can be split."""
+    """Return the text as a header value: anything but printable ASCII becomes `?`; no line is split."""
     if text.isascii() and text.isprintable():
         return text.encode()
     return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text.encode("ascii", "replace"))

@@ -1,4 +1,4 @@
-"""Lines: one record is one line, and one line is at once a journal record and plain OTLP/JSON.
+r"""Lines: one record is one line, and one line is at once a journal record and plain OTLP/JSON.
 
     {"j":{"k":"S","id":"…","n":12,"p":"…"},"resourceSpans":[…],"crc":"1a2b3c4d"}\n
      │     │   │        │      │             │                    └ CRC-32 of all that stands before `,"crc"`

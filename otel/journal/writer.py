@@ -343,7 +343,9 @@ class JournalWriter:
 
 
 def _reason(fault: OSError) -> str:
-    return f"{errno.errorcode.get(fault.errno or 0, 'EIO')}: {os.strerror(fault.errno) if fault.errno else fault}"
+    if fault.errno is None:
+        return str(fault)
+    return f"{errno.errorcode.get(fault.errno, fault.errno)}: {os.strerror(fault.errno)}"
 
 
 def _end_of_day_ns(unix_ns: int) -> int:

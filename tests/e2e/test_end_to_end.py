@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ pytestmark = [
 def world(tmp_path: Path) -> Iterator[tuple[Stack, Gateway]]:
     port = free_port()
     with Stack(tmp_path / "stack", free_ports(), gateway=f"127.0.0.1:{port}") as stack:
-        gateway = Gateway(
-            tmp_path / "gateway", port=port, OTEL_EXPORTER_OTLP_ENDPOINT=stack.url("otlp_http")
-        )
+        gateway = Gateway(tmp_path / "gateway", port=port, OTEL_EXPORTER_OTLP_ENDPOINT=stack.url("otlp_http"))
         with gateway:
             yield stack, gateway
 
@@ -81,7 +80,51 @@ def await_bills(stack: Stack, ids: set[str]) -> None:
     def all_there() -> bool:
         return stack.log_file.exists() and set(bills_in_log(stack.log_file)) >= ids
 
-    assert wait_until(all_there, SETTLE_S, 0.5), f"{len(ids - set(bills_in_log(stack.log_file)))} bills missing"
+    assert wait_until(all_there, SETTLE_S, 0.5), (
+        f"{len(ids - set(bills_in_log(stack.log_file)))} bills missing"
+    )
+
+
+def await_equal(read: Callable[[], object], want: object) -> None:
+    """Poll until `read` gives `want`."""
+    last: list[object] = [None]
+
+    def same() -> bool:
+        last[0] = read()
+        return last[0] == want
+
+    assert wait_until(same, SETTLE_S, 1.0), f"{last[0]} instead of {want}"
+
+
+def assert_jaeger_agrees(stack: Stack, expected: dict[str, dict[str, int]]) -> None:
+    def by_user(user: str) -> dict[str, int]:
+        found = jaeger_spans(stack.url("jaeger_ui"), {"billing.user.id": user})
+        return sums_by_user(list({bill["billing.record.id"]: bill for bill in found}.values())).get(user, {})
+
+    for user, row in expected.items():
+        await_equal(partial(by_user, user), row)
+
+
+def assert_promql_agrees(stack: Stack, expected: dict[str, dict[str, int]]) -> None:
+    def by_user(metric: str, scale: int) -> dict[str, int]:
+        found = promql(stack.url("prometheus"), f"sum by (billing_user_id) ({metric})")
+        return {user: round(value * scale) for user, value in found.items()}
+
+    for column, metric, scale in (
+        ("bills", "llm_gateway_bills_total", 1),
+        ("input", "llm_gateway_input_tokens_total", 1),
+        ("output", "llm_gateway_output_tokens_total", 1),
+        ("cost", "llm_gateway_cost_USD_total", PICO),
+    ):
+        await_equal(partial(by_user, metric, scale), {user: row[column] for user, row in expected.items()})
+
+
+def assert_own_metrics_agree(stack: Stack, expected: dict[str, dict[str, int]]) -> None:
+    def total() -> int:
+        query = 'sum(llm_gateway_cost_total{component="gateway"})'
+        return round(promql(stack.url("prometheus"), query).get("", 0) * PICO)
+
+    await_equal(total, sum(row["cost"] for row in expected.values()))
 
 
 def test_journal_log_jaeger_and_prometheus_agree_to_the_last_digit(world: tuple[Stack, Gateway]) -> None:
@@ -95,54 +138,13 @@ def test_journal_log_jaeger_and_prometheus_agree_to_the_last_digit(world: tuple[
     assert all(row["cost"] > 0 for row in expected.values())
 
     await_bills(stack, set(ids))
-    counted = bills_in_log(stack.log_file)
-    assert set(counted.values()) == {1}
+    assert set(bills_in_log(stack.log_file).values()) == {1}
     assert sums_by_user(log_bills(stack.log_file)) == expected
-
-    for user, row in expected.items():
-        found: list[dict[str, Any]] = []
-
-        def complete(user: str = user, row: dict[str, int] = row) -> bool:
-            found[:] = jaeger_spans(stack.url("jaeger_ui"), {"billing.user.id": user})
-            return len(found) == row["bills"]
-
-        assert wait_until(complete, SETTLE_S, 1.0), f"{user}: {len(found)} of {row['bills']} in Jaeger"
-        assert sums_by_user(found)[user] == row
+    assert_jaeger_agrees(stack, expected)
     for record_id in ids[::100]:
         assert len(jaeger_spans(stack.url("jaeger_ui"), {"billing.record.id": record_id})) == 1
-
     assert_promql_agrees(stack, expected)
-    assert_own_metrics_agree(gateway, stack, expected)
-
-
-def assert_promql_agrees(stack: Stack, expected: dict[str, dict[str, int]]) -> None:
-    queries = {
-        "bills": ("llm_gateway_bills_total", 1),
-        "input": ("llm_gateway_input_tokens_total", 1),
-        "output": ("llm_gateway_output_tokens_total", 1),
-        "cost": ("llm_gateway_cost_USD_total", PICO),
-    }
-    for column, (metric, scale) in queries.items():
-        query = f"sum by (billing_user_id) ({metric})"
-        want = {user: row[column] for user, row in expected.items()}
-        got: dict[str, int] = {}
-
-        def agrees(query: str = query, want: dict[str, int] = want, scale: int = scale) -> bool:
-            got.clear()
-            got.update({u: round(v * scale) for u, v in promql(stack.url("prometheus"), query).items()})
-            return got == want
-
-        assert wait_until(agrees, SETTLE_S, 1.0), f"{metric}: {got} instead of {want}"
-
-
-def assert_own_metrics_agree(gateway: Gateway, stack: Stack, expected: dict[str, dict[str, int]]) -> None:
-    query = 'sum(llm_gateway_cost_total{component="gateway"})'
-    want = sum(row["cost"] for row in expected.values())
-
-    def agrees() -> bool:
-        return round(promql(stack.url("prometheus"), query).get("", 0) * PICO) == want
-
-    assert wait_until(agrees, SETTLE_S, 1.0), httpx.get(f"{gateway.url}/metrics").text
+    assert_own_metrics_agree(stack, expected)
 
 
 def test_nothing_is_missing_after_the_collector_was_killed_and_away(world: tuple[Stack, Gateway]) -> None:
@@ -151,8 +153,7 @@ def test_nothing_is_missing_after_the_collector_was_killed_and_away(world: tuple
     stack.kill("collector")
     assert "collector" not in stack.pids(), "the fault did not happen"
     ids += asyncio.run(drive(gateway, 400, start=300))
-    away = httpx.get(f"{gateway.url}/metrics").text
-    assert "llm_gateway_export_pending_bytes 0.0" not in away, "the outage was not felt"
+    assert "llm_gateway_export_pending_bytes 0.0" not in httpx.get(f"{gateway.url}/metrics").text
     stack.start_collector()
     ids += asyncio.run(drive(gateway, 300, start=700))
 
@@ -162,12 +163,5 @@ def test_nothing_is_missing_after_the_collector_was_killed_and_away(world: tuple
     expected = sums_by_user(list(journal.values()))
     once = {bill["billing.record.id"]: bill for bill in log_bills(stack.log_file)}
     assert sums_by_user(list(once.values())) == expected
-    for user, row in expected.items():
-        found: list[dict[str, Any]] = []
-
-        def complete(user: str = user, row: dict[str, int] = row) -> bool:
-            found[:] = jaeger_spans(stack.url("jaeger_ui"), {"billing.user.id": user})
-            return len({bill["billing.record.id"] for bill in found}) == row["bills"]
-
-        assert wait_until(complete, SETTLE_S, 1.0), f"{user}: {len(found)} of {row['bills']} in Jaeger"
-    assert_own_metrics_agree(gateway, stack, expected)
+    assert_jaeger_agrees(stack, expected)
+    assert_own_metrics_agree(stack, expected)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.exchange import Reply
-from gateway.core.usage import Usage
+from gateway.core.usage import COUNT_MAX, Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.chat_completions.usage import read_usage
 from gateway.protocols.reading import CODE_CHARS_MAX, decode, text
+
+FINISH_REASONS_MAX: Final = 16
 
 
 def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
@@ -35,7 +37,7 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
     return Reply(
         response_id=text(value.get("id")),
         response_model=text(value.get("model")),
-        finish_reasons=tuple(finish),
+        finish_reasons=tuple(finish[:FINISH_REASONS_MAX]),
         usage=usage_of(value, dialect),
         complete=True,
         output_summary=summary,
@@ -55,8 +57,8 @@ def error_type(error: object) -> str:
     if isinstance(error, dict):
         for key in ("code", "type"):
             word = error.get(key)
-            if type(word) is int:
-                return str(word)[:CODE_CHARS_MAX]
+            if type(word) is int and 0 <= word <= COUNT_MAX:
+                return str(word)
             found = text(word, CODE_CHARS_MAX)
             if found:
                 return found

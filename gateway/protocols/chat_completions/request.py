@@ -8,9 +8,11 @@ import msgspec
 
 from gateway.protocols.base import Dialect, Request
 from gateway.protocols.reading import (
+    check_encoding,
     check_max_tokens,
     check_model,
     invalid,
+    may_escape_a_name,
     not_json,
     replace_members,
     text,
@@ -52,6 +54,7 @@ def read(body: bytes) -> Request:
         raise _misfit(fault) from fault
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise not_json() from fault
+    check_encoding(body)
     unique_members(body, _ONCE)
     summary = {"bytes": len(body)}
     if facts.messages is not None:
@@ -95,7 +98,7 @@ def upstream_body(body: bytes, request: Request, *, model: str, dialect: Dialect
     if model != request.model:
         changes["model"] = msgspec.json.encode(model)
     if asks_for_usage(request, dialect):
-        if not changes and b"stream_options" not in body and b"\\u00" not in body:
+        if not changes and b"stream_options" not in body and not may_escape_a_name(body):
             at = body.index(b"{") + 1
             return body[:at] + _ASK + body[at:]
         changes["stream_options"] = _with_usage(body)

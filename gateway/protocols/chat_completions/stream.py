@@ -11,7 +11,7 @@ from typing import Any
 from gateway.core.exchange import Reply
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.chat_completions.reply import error_type, usage_of
+from gateway.protocols.chat_completions.reply import FINISH_REASONS_MAX, error_type, usage_of
 from gateway.protocols.reading import decode, text
 from gateway.protocols.sse import DROP, END, PASS, EventMeter, interest, payload_of
 
@@ -23,7 +23,8 @@ class ChatMeter(EventMeter):
         super().__init__()
         self._dialect = dialect
         self._hide_usage = hide_usage
-        self._known = False
+        self._known = False  # a first chunk was read, and with it how this provider writes JSON
+        self._compact = False
         self._id: str | None = None
         self._model: str | None = None
         self._finish: list[str] = []
@@ -37,16 +38,19 @@ class ChatMeter(EventMeter):
         """Look for the end, usage, finish reasons, errors and the first tool-call deltas."""
         if not self._known:
             return 0
-        at = len(data)
-        for key in (b'"usage"', b'"finish_reason"', b'"error"'):
-            found = interest(data, key)
-            if 0 <= found < at:
-                at = found
-        for literal in (b"[DONE]", b'"type":"function"', b'"type": "function"'):
-            found = data.find(literal)
-            if 0 <= found < at:
-                at = found
-        return at if at < len(data) else -1
+        usages = data.count(b'"usage"')
+        if (
+            (not usages or usages == data.count(b'"usage":null'))
+            and self._compact
+            and not data.count(b'"finish_reason":"')
+            and not data.count(b'"error"')
+            and not data.count(b"[DONE]")
+            and not data.count(b'"type":"function"')
+        ):
+            return -1  # nearly every read
+        found = [interest(data, key) for key in (b'"usage"', b'"finish_reason"', b'"error"')]
+        found += [data.find(literal) for literal in (b"[DONE]", b'"type":"function"', b'"type": "function"')]
+        return min((at for at in found if at >= 0), default=-1)
 
     def on_event(self, event: bytes) -> int:
         """Read one event of interest."""
@@ -55,12 +59,14 @@ class ChatMeter(EventMeter):
             return PASS
         if payload.strip() == b"[DONE]":
             return END
-        if self._known and not _matters(payload):
+        if self.first_interest(event) < 0:
             return PASS
         chunk = decode(payload)
         if not isinstance(chunk, dict):
             return PASS
-        self._known = True
+        if not self._known:
+            self._known = True
+            self._compact = b'"choices":[' in payload
         return self._on_chunk(chunk)
 
     def _on_chunk(self, chunk: dict[str, Any]) -> int:
@@ -76,16 +82,16 @@ class ChatMeter(EventMeter):
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._on_choice(choice)
-        usage = usage_of({"service_tier": self._tier, **chunk}, self._dialect, self._payloads + 1)
+        usage = usage_of({**chunk, "service_tier": self._tier}, self._dialect, self._payloads + 1)
         if usage is None:
             return PASS
         self._usage = usage
         self._payloads += 1
-        return DROP if self._hide_usage and not choices else PASS
+        return DROP if self._hide_usage and not choices and not chunk.get("error") else PASS
 
     def _on_choice(self, choice: dict[str, Any]) -> None:
         reason = text(choice.get("finish_reason"), 64)
-        if reason:
+        if reason and len(self._finish) < FINISH_REASONS_MAX:
             self._finish.append(reason)
         delta = choice.get("delta")
         calls = delta.get("tool_calls") if isinstance(delta, dict) else None
@@ -101,20 +107,9 @@ class ChatMeter(EventMeter):
         return Reply(
             response_id=self._id,
             response_model=self._model,
-            finish_reasons=tuple(self._finish[:16]),
+            finish_reasons=tuple(self._finish),
             usage=self._usage,
             complete=self.ended,
             error_type=self._error,
             output_summary=summary,
         )
-
-
-def _matters(payload: bytes) -> bool:
-    return (
-        interest(payload, b'"usage"') >= 0
-        or interest(payload, b'"finish_reason"') >= 0
-        or b'"error"' in payload
-        or b'"type":"function"' in payload
-        or b'"type": "function"' in payload
-        or b'"service_tier"' in payload
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any, Final
 
-from gateway.core.usage import Usage
+from gateway.core.usage import COUNT_MAX, Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.reading import Counts, cost_usd, text
 
@@ -61,16 +61,16 @@ def _output(counts: Counts, usage: dict[str, Any], dialect: Dialect) -> None:
     counts.take("output_image", details, "image_tokens")
     reasoning = counts.values.get("reasoning")
     total = usage.get("total_tokens")
-    if not found or not reasoning:
-        if found and type(total) is int and "input" in counts.values:
-            if total > counts.values["input"] + counts.values["output"]:
-                counts.flag("total_exceeds_sum")
+    if not found:
         return
-    apart = (
-        type(total) is int and total == counts.values.get("input", -1) + counts.values["output"] + reasoning
-    )
-    if apart or not dialect.reasoning_in_output:
-        counts.values["output"] += reasoning
+    known_total = total if type(total) is int and "input" in counts.values else None
+    if reasoning:
+        apart = known_total == counts.values.get("input", 0) + counts.values["output"] + reasoning
+        if apart or not dialect.reasoning_in_output:
+            counts.add("output", reasoning)
+    parts = counts.values.get("input", 0) + counts.values.get("output", 0)
+    if known_total is not None and "output" in counts.values and known_total > parts:
+        counts.flag("total_exceeds_sum")
 
 
 def _reported_cost(usage: dict[str, Any]) -> str | None:
@@ -78,6 +78,7 @@ def _reported_cost(usage: dict[str, Any]) -> str | None:
     if isinstance(cost, dict):  # Perplexity
         cost = cost.get("total_cost")
     reported = cost_usd(cost)
-    if reported is None and type(usage.get("cost_in_usd_ticks")) is int:
-        return cost_usd(Decimal(usage["cost_in_usd_ticks"]) / XAI_TICKS_PER_USD)
+    ticks = usage.get("cost_in_usd_ticks")
+    if reported is None and type(ticks) is int and 0 <= ticks <= COUNT_MAX:
+        return cost_usd(Decimal(ticks) / XAI_TICKS_PER_USD)
     return reported

@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.protocols.base import Request
 from gateway.protocols.reading import (
+    check_encoding,
     check_max_tokens,
     check_model,
     invalid,
@@ -54,6 +55,7 @@ def read(body: bytes) -> Request:
         raise invalid(where, f"`{where}` is of the wrong type: {message.split(' - ')[0]}") from fault
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise not_json() from fault
+    check_encoding(body)
     unique_members(body, _ONCE)
     summary = {"bytes": len(body)}
     if facts.messages is not None:

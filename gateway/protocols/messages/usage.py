@@ -29,7 +29,7 @@ def read_usage(usage: object, *, payloads: int = 1, placeholder_output: bool = F
     counts.take("cache_write_5m", split, "ephemeral_5m_input_tokens")
     counts.take("cache_write_1h", split, "ephemeral_1h_input_tokens")
     if plain:
-        values["input"] += values.get("cache_read", 0) + values.get("cache_write", 0)
+        counts.add("input", values.get("cache_read", 0) + values.get("cache_write", 0))
     if placeholder_output:
         counts.flag("output_not_reported")
     else:
