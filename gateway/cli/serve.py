@@ -12,7 +12,8 @@ from typing import Final
 import uvicorn
 
 from gateway.admission.virtual_keys import KeyEntry
-from gateway.app import configured_keys, create_app
+from gateway.app import create_app
+from gateway.assembly import configured_keys
 from gateway.core.exchange import Identity
 from gateway.logs import LineWriter, configure
 from gateway.settings import Settings, SettingsError

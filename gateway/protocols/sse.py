@@ -29,9 +29,9 @@ END: Final = 2
 
 def payload_of(event: bytes) -> bytes:
     """Return the joined `data` lines of one event; b"" if it has none (comments, other fields)."""
-    if event.startswith(b"data: ") and event.endswith(b"\n\n"):
-        if event.count(b"\n") == 2 and not event.count(b"\r"):
-            return event[6:-2]
+    one_line = event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2
+    if one_line and not event.count(b"\r"):
+        return event[6:-2]
     lines = []
     for line in _END_OF_LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):

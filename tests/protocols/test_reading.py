@@ -66,14 +66,21 @@ def test_a_reported_cost_keeps_every_digit(number: bytes, cost: str) -> None:
     assert cost_usd(decode(number)) == cost
 
 
-@pytest.mark.parametrize("number", [b"-1", b"-0.1", b'"1"', b"true", b"1e99", b"1e-999999", b"0e-999999", b"[]"])
+@pytest.mark.parametrize(
+    "number", [b"-1", b"-0.1", b'"1"', b"true", b"1e99", b"1e-999999", b"0e-999999", b"[]"]
+)
 def test_a_cost_that_is_none_is_absent(number: bytes) -> None:
     assert cost_usd(decode(number)) is None
 
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"a": "\\ud83d", "n": 1}', b'{"a": "\xff", "n": 1}', b'{"a": NaN, "n": 1}', b'{"a": "\x01", "n": 1}'[:0]],
+    [
+        b'{"a": "\\ud83d", "n": 1}',
+        b'{"a": "\xff", "n": 1}',
+        b'{"a": NaN, "n": 1}',
+        b'{"a": "\x01", "n": 1}'[:0],
+    ],
 )
 def test_a_broken_character_somewhere_does_not_lose_the_rest(body: bytes) -> None:
     value = decode(body)

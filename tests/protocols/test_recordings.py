@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,10 @@ NAMES = {
 }
 APART = {"vercel-gateway"}
 """Providers whose card says that reasoning is not in the output count, although the total hides it."""
-SMALL_BYTES = 2500
+NAMED_COST = re.compile(r"usage\.(cost|cost\.total_cost|cost_in_usd_ticks)$")
+SMALL_BYTES = 3000
+CUT_STEP = 6
+"""Every byte is an edge when a small stream comes byte by byte; cuts in two are a seeded sixth of all."""
 
 
 def dialect(provider: str) -> Dialect:
@@ -93,6 +99,24 @@ def test_tokens_equal_what_every_provider_reported(recordings: Path) -> None:
     assert seen > 1300
 
 
+def test_a_provider_s_own_cost_is_read_without_rounding(recordings: Path) -> None:
+    seen = 0
+    for file, recording, door in exchanges(recordings, "chat.completions"):
+        cost = recording["expected"].get("provider_cost")
+        if cost is None or not NAMED_COST.search(cost["path"]):
+            continue
+        body = recording["response"]["body"].encode()
+        if is_stream(recording):
+            request = Request(model="m", stream=True, usage_requested=True)
+            usage = run_stream(door, request, recording["provider"], [body])[2].usage
+        else:
+            usage = door.read_reply(recording["status"], body, dialect(recording["provider"])).usage
+        assert usage.reported_cost_usd is not None, file
+        assert Decimal(usage.reported_cost_usd) == Decimal(repr(cost["amount"])), file
+        seen += 1
+    assert seen > 200
+
+
 def test_a_stream_passes_byte_for_byte_wherever_it_is_cut(recordings: Path) -> None:
     request = Request(model="m", stream=True, usage_requested=True)
     streams = every = 0
@@ -105,12 +129,12 @@ def test_a_stream_passes_byte_for_byte_wherever_it_is_cut(recordings: Path) -> N
         chance = random.Random(file)
         cuttings = [[chance.randrange(len(body)) for _ in range(chance.randrange(1, 40))] for _ in range(3)]
         if len(body) < SMALL_BYTES:
-            cuttings += [[at] for at in range(1, len(body))]
+            cuttings += [[at] for at in range(1 + chance.randrange(CUT_STEP), len(body), CUT_STEP)]
             cuttings.append(list(range(1, len(body))))
             every += 1
         for cuts in cuttings:
             edges = [0, *sorted(set(cuts)), len(body)]
-            pieces = [body[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+            pieces = [body[a:b] for a, b in pairwise(edges) if a < b]
             released, held, reply = run_stream(door, request, provider, pieces)
             assert released + held == body, file
             assert (released, held, reply) == whole, (file, cuts)

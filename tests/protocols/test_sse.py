@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gateway.core.errors import UpstreamError
 from gateway.protocols import PROTOCOLS, sse
@@ -17,7 +19,11 @@ MESSAGES = PROTOCOLS["/v1/messages"]
 ASKED = Request(model="m", stream=True, usage_requested=True)
 UNASKED = Request(model="m", stream=True)
 
-CHUNK = b'{"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}],"usage":null}'
+CHUNK = (
+    b'{"id":"c","model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}],"usage":null}'
+)
+MESSAGE_START = b'{"type":"message_start","message":{"id":"m","usage":{"input_tokens":3,"output_tokens":1}}}'
 FRAGMENTS: list[bytes] = [
     b"data: " + CHUNK,
     b'data: {"id": "d", "choices": [{"index": 0, "delta": {"content": "usage"}, "finish_reason": "stop"}]}',
@@ -30,8 +36,8 @@ FRAGMENTS: list[bytes] = [
     b"data: [DONE]",
     b"data:[DONE]",
     b": ping",
-    b"event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}",
-    b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","usage":{"input_tokens":3,"output_tokens":1}}}',
+    b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}',
+    b"event: message_start\ndata: " + MESSAGE_START,
     b'data: {"type":"message_delta",\ndata: "usage":{"output_tokens":8}}',
     b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"message_stop"}}',
     b'event: message_stop\ndata: {"type":"message_stop"}',
@@ -58,10 +64,12 @@ def amount(door: Protocol, request: Request, pieces: list[bytes]) -> tuple[bytes
 
 def cut(body: bytes, edges: list[int]) -> list[bytes]:
     places = [0, *sorted({edge % (len(body) + 1) for edge in edges}), len(body)]
-    return [body[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [body[a:b] for a, b in pairwise(places)]
 
 
-streams = st.lists(st.sampled_from([*FRAGMENTS, *[b"\n\n"] * 16]) | st.binary(max_size=8), max_size=24).map(b"".join)
+streams = st.lists(st.sampled_from([*FRAGMENTS, *[b"\n\n"] * 16]) | st.binary(max_size=8), max_size=24).map(
+    b"".join
+)
 
 
 @pytest.mark.parametrize("door", [CHAT, MESSAGES], ids=["chat", "messages"])
@@ -130,9 +138,12 @@ def test_an_event_larger_than_the_bound_is_the_providers_fault(monkeypatch: pyte
         meter = CHAT.stream_meter(ASKED, Dialect())
         meter.feed(prefix)
         with pytest.raises(UpstreamError) as caught:
-            for _ in range(20):
-                meter.feed(b"x" * 100)
-        assert (caught.value.code, caught.value.retryable, caught.value.sent) == ("upstream_protocol", False, True)
+            b"".join(meter.feed(b"x" * 100) for _ in range(20))
+        assert (caught.value.code, caught.value.retryable, caught.value.sent) == (
+            "upstream_protocol",
+            False,
+            True,
+        )
         meter.finish()
 
 
