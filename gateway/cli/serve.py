@@ -56,6 +56,7 @@ def serve_forever(settings: Settings) -> str | None:
             lifespan="on",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             backlog=HEADERS_BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,

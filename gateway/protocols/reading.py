@@ -99,6 +99,10 @@ class Counts:
             cached = values.get("cache_read", 0) + values.get("cache_write", 0)
             if cached > values["input"]:
                 self.flag("cache_exceeds_input")
+        for side in ("input", "output"):
+            media = values.get(f"{side}_audio", 0) + values.get(f"{side}_image", 0)
+            if side in values and media > values[side]:
+                self.flag(f"media_exceeds_{side}")
         if "output" in values and values.get("reasoning", 0) > values["output"]:
             self.flag("reasoning_exceeds_output")
 

@@ -21,6 +21,9 @@ _END_OF_LINE: Final = re.compile(rb"\r\n|\n|\r")
 _SEAM_BYTES: Final = 3
 """A blank line is at most four bytes, so that at most three of them are in what is carried."""
 
+SKIMS_MAX: Final = 8
+"""Searches for the next event of interest in one read; where there are more, each event is looked at."""
+
 PASS: Final = 0
 DROP: Final = 1
 END: Final = 2
@@ -87,12 +90,35 @@ class EventMeter:
             if at < 0:
                 self.events += data.count(b"\n\n")
                 return data
-            # Everything before the event of interest passes unseen.
-            cut = data.rfind(b"\n\n", 0, at) + 2
-            if cut >= 2 and data[cut - 3 : cut - 2] != b"\n":
-                self.events += data.count(b"\n\n", 0, cut)
-                return data[:cut] + self._each_event(data[cut:])
+            if not data.count(b"\n\n\n"):
+                return self._skim(data)
         return self._each_event(data)
+
+    def _skim(self, data: bytes) -> bytes:
+        """Pass a read of whole events; only those of interest are cut out and looked at."""
+        released: list[bytes] = []
+        for _ in range(SKIMS_MAX):
+            at = self.first_interest(data)
+            if at < 0:
+                self.events += data.count(b"\n\n")
+                released.append(data)
+                break
+            cut = data.rfind(b"\n\n", 0, at) + 2 if at else 0
+            if cut >= 2:
+                self.events += data.count(b"\n\n", 0, cut)
+                released.append(data[:cut])
+            else:
+                cut = 0
+            end = data.index(b"\n\n", cut) + 2
+            released.append(self._each_event(data[cut:end]))
+            data = data[end:]
+            if self.ended and data:
+                self._hold(data)
+            if self.ended or not data:
+                break
+        else:
+            released.append(self._each_event(data))
+        return released[0] if len(released) == 1 else b"".join(released)
 
     def _feed_carried(self, data: bytes) -> bytes:
         # Only the new bytes are searched: a large event in small reads must not cost its square.

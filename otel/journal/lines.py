@@ -58,7 +58,7 @@ class Record(msgspec.Struct, frozen=True):
     id: str
     n: int
     p: str
-    d: msgspec.Raw | None = None
+    d: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Line(msgspec.Struct, frozen=True):

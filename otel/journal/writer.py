@@ -165,8 +165,10 @@ class JournalWriter:
         assert self._loop is not None
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append((number, waiter))
-        if self._durability == "strict" or not self._syncing:
-            self._request_sync()
+        if self._durability == "strict":
+            self._request_sync(number)
+        elif not self._syncing:
+            self._request_sync(self._number)
         await waiter
 
     def close(self) -> None:
@@ -268,13 +270,13 @@ class JournalWriter:
 
     # syncs
 
-    def _request_sync(self) -> None:
+    def _request_sync(self, upto: int) -> None:
         assert self._segment is not None
         self._syncing = True
         job = _SyncJob(
             fds=[*self._retired, self._fd],
             retired=len(self._retired),
-            upto=self._number,
+            upto=upto,
             position=Position(self._segment, self._size),
         )
         self._retired = []
@@ -317,7 +319,7 @@ class JournalWriter:
             if not waiter.done():
                 waiter.set_result(None)
         if waiters and self._durability != "strict":
-            self._request_sync()
+            self._request_sync(self._number)
 
     def _sync_failed(self, reason: str) -> None:
         """What was written may or may not be durable: write it again, the same, and sync that."""
@@ -333,7 +335,7 @@ class JournalWriter:
             self._replace_segment(rewrite=True)
         except JournalUnavailable:
             return
-        self._request_sync()
+        self._request_sync(self._number)
 
     def _fail_waiters(self, reason: str) -> None:
         waiters, self._waiters = self._waiters, deque()

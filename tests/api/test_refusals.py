@@ -1,4 +1,4 @@
-"""Bad requests: a clear error in the endpoint's own envelope, with the correlation ids, and no provider called."""
+"""Bad requests: a clear error in the endpoint's envelope, with the ids, and no provider called."""
 
 from __future__ import annotations
 

@@ -224,6 +224,8 @@ def test_reasoning_counted_apart_is_added_when_the_total_or_the_card_says_so() -
             "reasoning_exceeds_output",
         ),
         ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 9}, "total_exceeds_sum"),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"audio_tokens": 375}}, "media_exceeds_input"),
+        ({"completion_tokens": 9, "completion_tokens_details": {"image_tokens": 10}}, "media_exceeds_output"),
         ({"prompt_tokens": -3}, "input_unusable"),
         ({"prompt_tokens": COUNT_MAX + 1}, "input_unusable"),
     ],

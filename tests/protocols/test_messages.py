@@ -185,6 +185,15 @@ def test_an_error_inside_a_stream_is_named_and_its_usage_kept() -> None:
     assert reply.usage.counts == {"input": 3}
 
 
+@pytest.mark.parametrize(
+    "end", [b"event: message_stop\ndata: {}\n\n", b"data: {}\r\nevent:message_stop\r\n\r\n"]
+)
+def test_the_name_of_an_event_counts_where_its_data_names_no_type(end: bytes) -> None:
+    meter = DOOR.stream_meter(DOOR.read_request(b'{"model":"m","stream":true}'), Dialect())
+    assert meter.feed(TEXT + end) == TEXT
+    assert meter.finish().reply.complete
+
+
 def test_words_inside_content_end_nothing() -> None:
     reply = stream(start(input_tokens=3, output_tokens=1), TEXT, TEXT)
     assert (reply.complete, reply.error_type) == (False, None)

@@ -109,6 +109,8 @@ KEYS = (b'"model"', b'"stream"')
         b'{"model":1,"model":"b"}',
         b'{"model":"a","m\\u006fdel":"b"}',
         b'{"model":"a","\\u006D\\u006f\\u0064\\u0065\\u006c":"b"}',
+        b'{"stream":true,"model":"a","\\u0073trea\\u006d":0}',
+        b'{"stream":true,"model":"a","\\u0073tream":0}',
         b'{"stream":true,"model":"a","x":{"stream":1},"stream":false}',
         b'{ "model" : "a" , "messages" : [] , "model" : "a" }',
     ],

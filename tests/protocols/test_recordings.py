@@ -43,7 +43,7 @@ APART = {"vercel-gateway"}
 """Providers whose card says that reasoning is not in the output count, although the total hides it."""
 NAMED_COST = re.compile(r"usage\.(cost|cost\.total_cost|cost_in_usd_ticks)$")
 SMALL_BYTES = 3000
-CUT_STEP = 6
+CUT_STEP = 1
 """Every byte is an edge when a small stream comes byte by byte; cuts in two are a seeded sixth of all."""
 
 

@@ -84,6 +84,36 @@ def test_no_cut_changes_anything(door: Protocol, body: bytes, edges: list[int], 
         assert whole[0] == body
 
 
+KNOWN = b"data: " + CHUNK + b"\n\n"
+ONLY_USAGE = FRAGMENTS[3]
+HARD: list[bytes] = [
+    KNOWN + b"data: " + CHUNK + b"\r\n\r\n" + KNOWN,
+    KNOWN + b"data: " + CHUNK + b"\n\n\n" + ONLY_USAGE + b"\n\n" + KNOWN,
+    KNOWN + b"data: " + CHUNK + b"\n\n\n\n" + ONLY_USAGE + b"\n\n\n" + KNOWN,
+    KNOWN + b"data: " + CHUNK + b"\r\r" + ONLY_USAGE + b"\r\r" + KNOWN,
+    KNOWN + b"event: x\r\n" + ONLY_USAGE + b"\r\n\r\ndata: [DONE]\r\n\r\n" + KNOWN,
+    KNOWN * 3 + ONLY_USAGE + b"\n\ndata: [DONE]\n\n",
+    KNOWN + FRAGMENTS[6] + b"\n\n" + FRAGMENTS[1] + b"\n\n" + FRAGMENTS[4],
+]
+
+
+@pytest.mark.parametrize("body", HARD)
+@pytest.mark.parametrize("request_", [ASKED, UNASKED], ids=["asked", "unasked"])
+def test_no_cut_of_a_hard_stream_changes_anything(body: bytes, request_: Request) -> None:
+    whole = amount(CHAT, request_, [body])
+    assert amount(CHAT, request_, cut(body, list(range(len(body))))) == whole
+    for at in range(1, len(body)):
+        assert amount(CHAT, request_, [body[:at], body[at:]]) == whole
+    assert (b"prompt_tokens" in whole[0]) == (request_ is ASKED and b"prompt_tokens" in body)
+
+
+def test_usage_behind_the_end_event_is_counted_and_hidden_too() -> None:
+    out, reply = amount(CHAT, UNASKED, [KNOWN + b"data: [DONE]\n\n" + ONLY_USAGE + b"\n\n: bye\n\n"])
+    assert out == KNOWN + b"data: [DONE]\n\n: bye\n\n"
+    assert reply.usage.counts == {"input": 5, "output": 2}
+    assert reply.complete
+
+
 def test_a_read_without_interest_passes_as_the_same_object() -> None:
     for door, first, event in (
         (CHAT, b"data: " + CHUNK + b"\n\n", b"data: " + CHUNK + b"\n\n"),

@@ -16,7 +16,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, Any] = COMPOSE["services"]
 RUN_BY_THE_NATIVE_STACK = {"collector-config.yaml", "deploy/jaeger.yaml", "deploy/prometheus.yml"}
 WITHOUT_A_SHELL = {"collector", "jaeger"}
-"""Their images hold nothing that could run a health check; the gateway's shipper retries until they answer."""
+"""Their images hold nothing to run a health check with; the shipper retries until they answer."""
 
 
 def mounts() -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from gateway.core.exchange import Reply
@@ -20,6 +21,8 @@ _INTERESTING: Final = (
     b'"type": "error"',
     b"tool_use",
 )
+
+_EVENT_NAME: Final = re.compile(rb"(?:^|[\r\n])event: ?([a-z_]+)[\r\n]")
 
 
 class MessagesMeter(EventMeter):
@@ -51,6 +54,8 @@ class MessagesMeter(EventMeter):
         if not isinstance(value, dict):
             return PASS
         kind = value.get("type")
+        if kind is None and (named := _EVENT_NAME.search(event)):
+            kind = named[1].decode()  # the SDKs go by the event's name
         if kind == "message_stop":
             return END
         if kind == "message_start" and isinstance(value.get("message"), dict):

@@ -1,0 +1,280 @@
+"""The journal keeps its word: whole lines survive any cut, syncs precede promises, faults lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from otel.journal import JournalUnavailable, JournalWriter
+from otel.journal.cursor import Cursor
+from otel.journal.lines import (
+    GENESIS,
+    Damage,
+    chain,
+    encode_line,
+    lines_in,
+    parse,
+    previous_of,
+    spans_of,
+)
+from otel.journal.reader import Reader
+from otel.journal.segments import Files, JournalLocked, locked, segments_in
+
+DAY_NS = 86_400 * 10**9
+NOON_NS = 20_000 * DAY_NS + DAY_NS // 2
+
+
+class FaultyFiles(Files):
+    """A real file system whose operations can be broken to order; `log` says what happened in which order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.short_writes = 0
+        self.failing_writes = 0
+        self.failing_syncs = 0
+        self.failing_creates = 0
+        self.gate: threading.Event | None = None
+
+    def create(self, path: Path) -> int:
+        if self.failing_creates:
+            self.failing_creates -= 1
+            self.log.append("create!")
+            raise OSError(errno.ENOSPC, "full")
+        return super().create(path)
+
+    def write(self, fd: int, data: bytes) -> int:
+        if data.startswith(b'{"j":{"k":"H"'):
+            return super().write(fd, data)
+        if self.short_writes:
+            self.short_writes -= 1
+            self.log.append("short!")
+            return super().write(fd, data[: len(data) // 2])
+        if self.failing_writes:
+            self.failing_writes -= 1
+            self.log.append("write!")
+            raise OSError(errno.EIO, "bad disk")
+        self.log.append("write")
+        return super().write(fd, data)
+
+    def sync(self, fd: int) -> None:
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        if self.failing_syncs:
+            self.failing_syncs -= 1
+            self.log.append("sync!")
+            raise OSError(errno.EIO, "bad disk")
+        super().sync(fd)
+        self.log.append("sync")
+
+
+def writer_in(folder: Path, files: Files, **options: object) -> JournalWriter:
+    ids = itertools.count()
+    options.setdefault("now_ns", lambda: NOON_NS)
+    writer = JournalWriter(
+        folder,
+        boot="b0",
+        segment_id=lambda: f"{next(ids):032x}",
+        files=files,
+        **options,  # type: ignore[arg-type]
+    )
+    writer.open()
+    return writer
+
+
+def whole_lines(folder: Path) -> list[bytes]:
+    """Return all whole records of all segments, headers left out, duplicates included."""
+    items = [item for path in segments_in(folder) for item in lines_in(path.read_bytes())]
+    lines = [item[1] for item in items if not isinstance(item, Damage)]
+    return [line for line in lines if parse(line).k != "H"]
+
+
+def bodies(folder: Path) -> list[str]:
+    unique = list(dict.fromkeys(whole_lines(folder)))
+    return [parse(line).id for line in unique]
+
+
+LINES = [encode_line("S", f"id-{n}", n, GENESIS, json.dumps({"n": n, "text": "ü" * n})) for n in range(1, 6)]
+SEGMENT = b"".join(LINES)
+
+
+@given(st.integers(min_value=0, max_value=len(SEGMENT)))
+def test_a_segment_cut_at_any_byte_keeps_every_whole_line(cut: int) -> None:
+    found = list(lines_in(SEGMENT[:cut]))
+    kept = [item[1] for item in found if not isinstance(item, Damage)]
+    ends = list(itertools.accumulate(map(len, LINES)))
+    assert kept == [line[:-1] for line, end in zip(LINES, ends, strict=True) if end <= cut]
+    torn = [item for item in found if isinstance(item, Damage)]
+    assert bool(torn) is (cut not in (0, *ends))
+
+
+@given(st.integers(min_value=0, max_value=len(SEGMENT) - 1), st.integers(min_value=1, max_value=255))
+def test_a_changed_byte_is_found_and_named_and_hides_no_later_line(at: int, change: int) -> None:
+    data = bytearray(SEGMENT)
+    data[at] ^= change
+    found = list(lines_in(bytes(data)))
+    damage = [item for item in found if isinstance(item, Damage)]
+    assert damage
+    assert any(item.offset <= at < item.offset + item.length for item in damage)
+    kept = {item[1] for item in found if not isinstance(item, Damage)}
+    hit = sum(1 for end in itertools.accumulate(map(len, LINES)) if end <= at)
+    assert {line[:-1] for line in LINES[hit + 2 :]} <= kept
+
+
+def test_a_settled_line_is_plain_otlp_json_and_others_hold_no_span() -> None:
+    line = encode_line("S", "id", 1, GENESIS, '{"a":1}')[:-1]
+    assert json.loads(line)["resourceSpans"] == [{"a": 1}]
+    assert spans_of(line) == b'{"a":1}'
+    intent = encode_line("I", "id", 1, GENESIS, '{"x":"resourceSpans"}')[:-1]
+    assert "resourceSpans" not in json.loads(intent)
+    assert spans_of(intent) is None
+
+
+async def test_records_are_numbered_and_chained_without_a_gap(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, Files(), segment_bytes_max=4096)
+    for n in range(50):
+        await writer.durable(writer.append("I", f"r{n}", json.dumps({"pad": "x" * 300})))
+    writer.close()
+    assert len(segments_in(tmp_path)) > 3
+    lines = [line + b"\n" for line in whole_lines(tmp_path)]
+    assert [parse(line).n for line in lines] == list(range(1, 51))
+    assert [previous_of(line) for line in lines[1:]] == [chain(line) for line in lines[:-1]]
+
+
+async def test_durable_returns_only_after_a_sync_that_began_after_the_write(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    files.gate = threading.Event()
+    waiting = asyncio.ensure_future(writer.durable(writer.append("I", "first", "{}")))
+    await asyncio.sleep(0)  # the first sync is under way and stands at the gate
+    later = asyncio.ensure_future(writer.durable(writer.append("I", "second", "{}")))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert writer.durable_position is None
+    files.gate.set()
+    await asyncio.gather(waiting, later)
+    assert files.log == ["write", "write", "sync", "sync"]
+    writer.close()
+
+
+async def test_many_waiters_share_a_sync(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, Files())
+    await asyncio.gather(*(writer.durable(writer.append("I", f"r{n}", "{}")) for n in range(500)))
+    assert writer.syncs < 10
+    writer.close()
+
+
+async def test_process_durability_waits_for_no_sync(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, Files(), durability="process")
+    await writer.durable(writer.append("I", "r", "{}"))
+    assert writer.syncs == 0
+    assert writer.durable_position is not None
+    writer.close()
+
+
+async def test_strict_durability_syncs_each_record(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, Files(), durability="strict")
+    await asyncio.gather(*(writer.durable(writer.append("I", f"r{n}", "{}")) for n in range(20)))
+    assert writer.syncs == 20
+    writer.close()
+
+
+@pytest.mark.parametrize("fault", ["short_writes", "failing_writes"])
+async def test_after_a_failed_write_the_record_stands_whole_in_the_next_segment(
+    tmp_path: Path, fault: str
+) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    await writer.durable(writer.append("I", "before", "{}"))
+    setattr(files, fault, 1)
+    await writer.durable(writer.append("I", "hit", "{}"))
+    await writer.durable(writer.append("I", "after", "{}"))
+    writer.close()
+    assert {"short!", "write!"} & set(files.log), "the fault did not fire"
+    assert len(segments_in(tmp_path)) == 2
+    assert bodies(tmp_path) == ["before", "hit", "after"]
+
+
+async def test_after_a_failed_sync_the_same_lines_are_written_again_byte_for_byte(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    files.failing_syncs = 1
+    await asyncio.gather(*(writer.durable(writer.append("I", f"r{n}", "{}")) for n in range(3)))
+    writer.close()
+    assert "sync!" in files.log, "the fault did not fire"
+    lines = whole_lines(tmp_path)
+    assert len(lines) == 6
+    assert lines[:3] == lines[3:]
+
+
+async def test_a_full_disk_refuses_at_once_and_service_resumes_by_itself(tmp_path: Path) -> None:
+    files, now = FaultyFiles(), [NOON_NS]
+    writer = writer_in(tmp_path, files, now_ns=lambda: now[0])
+    await writer.durable(writer.append("I", "before", "{}"))
+    files.failing_writes, files.failing_creates = 1, 10
+    with pytest.raises(JournalUnavailable, match="ENOSPC"):
+        writer.append("I", "refused", "{}")
+    assert files.log.count("create!") == 3, "the fault did not fire"
+    assert writer.fault is not None
+    with pytest.raises(JournalUnavailable):
+        writer.append("I", "refused at once", "{}")
+    assert files.log.count("create!") == 3, "an unavailable writer must not touch the disk for every request"
+    files.failing_creates = 0
+    now[0] += 10**9
+    await writer.durable(writer.append("I", "after", "{}"))
+    assert writer.fault is None
+    writer.close()
+    assert bodies(tmp_path) == ["before", "after"]
+
+
+async def test_a_disk_that_cannot_sync_fails_those_who_wait(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    number = writer.append("I", "r", "{}")
+    files.failing_syncs = 100
+    with pytest.raises(JournalUnavailable):
+        await writer.durable(number)
+    assert files.log.count("sync!") >= 3, "the fault did not fire"
+    files.failing_syncs = 0
+    writer.close()
+
+
+def test_a_second_gateway_on_the_folder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(JournalLocked, match=str(os.getpid())), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+async def test_a_reader_stops_at_the_durable_position(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    reader = Reader(tmp_path, Cursor(tmp_path / "cursor.json"), lambda: writer.durable_position)
+    await writer.durable(writer.append("S", "synced", '{"a":1}'))
+    files.gate = threading.Event()
+    waiting = asyncio.ensure_future(writer.durable(writer.append("S", "not synced", '{"b":2}')))
+    await asyncio.sleep(0)
+    assert [batch.spans for batch in reader.batches(10, 10**6)] == [(b'{"a":1}',)]
+    files.gate.set()
+    await waiting
+    assert [batch.spans for batch in reader.batches(1, 10**6)] == [(b'{"a":1}',), (b'{"b":2}',)]
+    writer.close()
+
+
+def test_a_cursor_that_cannot_be_read_starts_over(tmp_path: Path) -> None:
+    path = tmp_path / "cursor.json"
+    cursor = Cursor(path)
+    cursor.move("segment", 77)
+    cursor.save()
+    assert Cursor(path)["segment"] == 77
+    path.write_bytes(b"garbage")
+    assert Cursor(path)["segment"] == 0
+    assert path.with_suffix(".unreadable").read_bytes() == b"garbage"

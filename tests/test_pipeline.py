@@ -1,0 +1,313 @@
+"""The story with plain fakes: what stands where, and when, whatever happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gateway.core.charge import Charge, Line
+from gateway.core.errors import GatewayFault, UpstreamError
+from gateway.core.exchange import Call, Exchange, Identity, Reply
+from gateway.metering.settle import Ending
+from gateway.pipeline import Admitted, Lane, Serving, Stages
+from gateway.protocols import PROTOCOLS
+from gateway.protocols.base import Dialect
+from gateway.providers.upstream import Endpoint, Header, Timeouts
+from gateway.release.relay import Caller, DrainBounds
+
+WHOLE = json.dumps(
+    {
+        "id": "c1",
+        "model": "served",
+        "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+).encode()
+CONTENT = b'data: {"id":"c1","model":"served","choices":[{"delta":{"content":"hi"}}],"usage":null}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+class World:
+    """Fakes for everything around the story; `events` is what happened, in order."""
+
+    def __init__(self, *reads: bytes | UpstreamError, stream: bool = False, status: int = 200) -> None:
+        self.events: list[str] = []
+        self.bills: list[Exchange] = []
+        self.reads = list(reads)
+        self.status = status
+        self.stream = stream
+        self.refuse_intent = self.refuse_settle = self.refuse_durable = False
+        self.unreachable: UpstreamError | None = None
+        self.gone_after: int | None = None
+        self.sent = b""
+        self.completed = False
+        self.upstream_body = b""
+
+    # the provider
+    async def send(self, m: bytes, e: Endpoint, h: Sequence[Header], body: bytes, t: Timeouts) -> World:
+        self.events.append("call")
+        self.upstream_body = body
+        if self.unreachable is not None:
+            raise self.unreachable
+        return self
+
+    @property
+    def headers(self) -> list[Header]:
+        return [(b"content-type", b"text/event-stream" if self.stream else b"application/json")]
+
+    async def read(self) -> bytes:
+        if not self.reads:
+            return b""
+        piece = self.reads.pop(0)
+        if isinstance(piece, UpstreamError):
+            raise piece
+        return piece
+
+    def close(self) -> None:
+        self.events.append("close")
+
+    async def aclose(self) -> None:
+        pass
+
+    # the journal
+    def intent(self, call: Call) -> int:
+        if self.refuse_intent:
+            raise GatewayFault("journal_unavailable", "full", status=503)
+        self.events.append("intent")
+        return 1
+
+    def settle(self, exchange: Exchange) -> int:
+        if self.refuse_settle:
+            raise GatewayFault("journal_unavailable", "full", status=503)
+        self.events.append("bill")
+        self.bills.append(exchange)
+        return 2
+
+    async def durable(self, sequence: int) -> None:
+        if self.refuse_durable and sequence == 2:
+            raise GatewayFault("journal_unavailable", "bad disk", status=503)
+        self.events.append(f"durable {sequence}")
+
+    # the caller
+    async def receive(self) -> dict[str, Any]:
+        assert self.gone(), "the story must not wait for the caller"
+        return {"type": "http.disconnect"}
+
+    def gone(self) -> bool:
+        return self.gone_after is not None and self.events.count("out") >= self.gone_after
+
+    async def out(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.events.append(f"start {message['status']}")
+            return
+        self.sent += message["body"]
+        self.completed = not message["more_body"]
+        self.events.append("end" if self.completed else "out")
+
+    def serving(self) -> Serving:
+        protocol = PROTOCOLS["/v1/chat/completions"]
+        body = json.dumps({"model": "m", "messages": [], "stream": self.stream}).encode()
+        request = protocol.read_request(body)
+        identity = Identity(key_id="k", user_id="alice", source="key")
+        call = Call(
+            record_id="r",
+            trace_id="a" * 32,
+            span_id="b" * 16,
+            server_span_id="c" * 16,
+            protocol=protocol.name,
+            operation="chat",
+            model="m",
+            stream=self.stream,
+            identity=identity,
+            started_unix_ns=1,
+        )
+        lane = Lane(
+            provider="p",
+            model="m",
+            prices="p",
+            endpoint=Endpoint(scheme="http", host="h", port=1, target=b"/"),
+            dialect=Dialect(),
+            headers=lambda headers, traceparent: [(b"traceparent", traceparent)],
+        )
+        ticks = iter(range(10**9, 10**13, 10**9))
+        stages = Stages(
+            transport=self,
+            recorder=self,
+            price=self.price,
+            observe=lambda exchange, status: None,
+            span_id=lambda: "d" * 16,
+            now_ns=lambda: 2,
+            monotonic_ns=lambda: next(ticks),
+            timeouts=Timeouts(),
+            drain=DrainBounds(duration_ns=30 * 10**9, bytes_max=10_000),
+            reply_bytes_max=10_000,
+        )
+        admitted = Admitted(
+            call=call,
+            request=request,
+            protocol=protocol,
+            lanes=(lane,),
+            body=body,
+            headers=[],
+            ids=[(b"x-request-id", b"r")],
+            started_ns=0,
+            traceparent=lambda span_id: span_id.encode(),
+        )
+        return Serving(stages, admitted, Caller(self._receive, self.out))
+
+    async def _receive(self) -> dict[str, Any]:
+        if self.gone():
+            return {"type": "http.disconnect"}
+        await Forever()
+        raise AssertionError
+
+    def price(self, lane: Lane, reply: Reply, at: int) -> Charge | None:
+        line = Line(dimension="input", units=3, rate_atto_per_million=10**18, cost_pico_usd=3_000_000)
+        return Charge(lines=(line,), price_id="x", catalog="y")
+
+
+class Forever:
+    """An awaitable that never completes: what `receive` does while the caller is there."""
+
+    def __await__(self) -> Any:
+        yield None
+
+
+def cut() -> UpstreamError:
+    return UpstreamError("upstream_incomplete", "cut", retryable=False, sent=True)
+
+
+async def test_a_whole_reply_is_released_only_after_its_bill_is_durable() -> None:
+    world = World(WHOLE)
+    await world.serving().serve()
+    assert world.events == ["intent", "call", "bill", "durable 2", "start 200", "end", "close"]
+    assert world.sent == WHOLE
+    assert (world.bills[0].status, world.bills[0].outcome) == ("final", "ok")
+
+
+async def test_of_a_stream_only_the_terminal_event_waits_for_the_bill() -> None:
+    world = World(CONTENT, CONTENT, USAGE + DONE, stream=True)
+    await world.serving().serve()
+    assert world.events == [
+        "intent",
+        "call",
+        "durable 1",
+        "start 200",
+        "out",
+        "out",
+        "bill",
+        "durable 2",
+        "end",
+        "close",
+    ]
+    assert world.sent == CONTENT + CONTENT + DONE
+    assert b'"include_usage":true' in world.upstream_body
+    assert world.bills[0].reply.usage is not None
+    assert world.bills[0].reply.usage.counts == {"input": 3, "output": 2}
+
+
+async def test_no_provider_is_called_when_the_intent_cannot_be_written() -> None:
+    world = World(WHOLE)
+    world.refuse_intent = True
+    with pytest.raises(GatewayFault):
+        await world.serving().serve()
+    assert world.events == []
+
+
+@pytest.mark.parametrize("fault", ["refuse_settle", "refuse_durable"])
+async def test_a_whole_reply_whose_bill_is_not_kept_is_not_released(fault: str) -> None:
+    world = World(WHOLE)
+    setattr(world, fault, True)
+    with pytest.raises(GatewayFault):
+        await world.serving().serve()
+    assert world.sent == b""
+    assert not world.completed
+
+
+@pytest.mark.parametrize("fault", ["refuse_settle", "refuse_durable"])
+async def test_a_stream_whose_bill_is_not_kept_never_ends(fault: str) -> None:
+    world = World(CONTENT, USAGE + DONE, stream=True)
+    setattr(world, fault, True)
+    with pytest.raises(GatewayFault):
+        await world.serving().serve()
+    assert world.sent == CONTENT
+    assert not world.completed
+
+
+async def test_a_caller_that_leaves_is_billed_with_the_providers_own_figure() -> None:
+    world = World(CONTENT, CONTENT, USAGE + DONE, stream=True)
+    world.gone_after = 1
+    await world.serving().serve()
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status) == ("client_disconnected", "final")
+    assert bill.reply.usage is not None
+    assert (bill.reply.usage.source, bill.reply.usage.counts["output"]) == ("drained", 2)
+    assert world.sent == CONTENT
+
+
+async def test_a_drain_is_bounded() -> None:
+    world = World(*[CONTENT] * 1000, stream=True)
+    world.gone_after = 1
+    await world.serving().serve()
+    (bill,) = world.bills
+    assert len(world.reads) > 800
+    assert bill.status == "unmetered"
+    assert bill.charge is None
+
+
+@pytest.mark.parametrize("ending", [[cut()], []], ids=["cut", "closed without an end event"])
+async def test_a_stream_without_its_end_is_told_as_broken(ending: list[UpstreamError]) -> None:
+    world = World(CONTENT, CONTENT[:40], *ending, stream=True)
+    await world.serving().serve()
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status, bill.charge) == ("upstream_incomplete", "unmetered", None)
+    assert world.sent.startswith(CONTENT + b'data: {"error"')
+    assert b"[DONE]" not in world.sent
+
+
+async def test_an_error_reply_is_free_and_says_so() -> None:
+    body = b'{"error":{"message":"slow down","type":"rate_limit","code":"rate_limit_exceeded"}}'
+    world = World(body, status=429)
+    await world.serving().serve()
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status, bill.error_type) == ("upstream_error", "final", "rate_limit_exceeded")
+    assert bill.charge is not None
+    assert bill.charge.cost_pico_usd == 0
+    assert world.sent == body
+
+
+async def test_an_unreachable_provider_is_billed_once_as_free() -> None:
+    world = World()
+    world.unreachable = UpstreamError("upstream_unreachable", "no", retryable=True, sent=False)
+    serving = world.serving()
+    with pytest.raises(UpstreamError):
+        await serving.serve()
+    serving.abandon(Ending(outcome="internal_error"))
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status) == ("upstream_unreachable", "final")
+
+
+async def test_a_timeout_after_sending_is_not_called_free() -> None:
+    world = World()
+    world.unreachable = UpstreamError("upstream_timeout", "late", status=504, retryable=True, sent=True)
+    with pytest.raises(UpstreamError):
+        await world.serving().serve()
+    assert (world.bills[0].outcome, world.bills[0].status) == ("upstream_timeout", "unmetered")
+
+
+async def test_a_reply_without_usage_is_unmetered_and_has_no_cost() -> None:
+    world = World(b'{"id":"c","model":"m","choices":[]}')
+    await world.serving().serve()
+    assert (world.bills[0].status, world.bills[0].charge) == ("unmetered", None)
+
+
+async def test_a_reply_that_is_too_large_is_refused_and_billed() -> None:
+    world = World(b"x" * 6000, b"x" * 6000)
+    with pytest.raises(UpstreamError, match="larger than"):
+        await world.serving().serve()
+    assert len(world.bills) == 1
+    assert world.sent == b""
