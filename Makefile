@@ -49,7 +49,7 @@ stack-down: $(STAMP) ## stop them
 	@$(BIN)/python deploy/stack.py down
 
 lock: ## pin every dependency with its hashes
-	@$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --prerelease=if-necessary \
+	@$(BIN)/uv pip compile pyproject.toml --group dev -c requirements/constraints.in --universal --generate-hashes --prerelease=if-necessary \
 		--no-annotate --custom-compile-command "make lock" --quiet -o requirements/dev.txt
 	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --prerelease=if-necessary -c requirements/dev.txt \
 		--no-annotate --custom-compile-command "make lock" --quiet -o requirements/runtime.txt

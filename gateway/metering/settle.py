@@ -31,6 +31,8 @@ def ending_of_fault(fault: UpstreamError) -> Ending:
     outcome: Outcome
     if not fault.sent:
         outcome = "upstream_unreachable"
+    elif fault.code == "client_disconnected":  # the caller left, and the drain reached its bounds
+        outcome = "client_disconnected"
     elif fault.code == "upstream_timeout":
         outcome = "upstream_timeout"
     elif fault.code == "upstream_incomplete":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.gateway_process import KEYS, Gateway, bills_in_journal
+from tests.gateway_process import KEYS, Gateway, bills_in_journal, journal_lines
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {
@@ -53,6 +54,18 @@ def test_openai_chat_is_answered_and_billed_to_the_owner(gateway: Gateway, chat:
     assert bill["gen_ai.usage.input_tokens"] == reply.usage.prompt_tokens
     assert bill["gen_ai.usage.output_tokens"] == reply.usage.completion_tokens
     assert bill["billing.status"] == "final"
+
+
+def test_every_bill_has_an_intent_before_it(gateway: Gateway, chat: openai.OpenAI) -> None:
+    for model in ("sim-small", "sim-err-500"):
+        with contextlib.suppress(openai.InternalServerError):
+            chat.chat.completions.create(model=model, messages=HELLO)
+    told: dict[str, list[str]] = {}
+    for line in journal_lines(gateway.journal):
+        if line["j"]["k"] != "H":
+            told.setdefault(line["j"]["id"], []).append(line["j"]["k"])
+    assert told
+    assert all(kinds == ["I", "S"] for kinds in told.values())
 
 
 def test_openai_stream_without_usage_gets_none_and_is_billed_all_the_same(
