@@ -1,0 +1,3 @@
+module spanbill/loadtool
+
+go 1.22

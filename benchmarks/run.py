@@ -1,0 +1,291 @@
+"""`make bench`: the gateway beside a direct call and a bare, tuned reverse proxy in Go, in one run.
+
+The gateway and the proxy each have one core; the mock provider and the load share the others. Rounds are
+interleaved and medians printed, because ratios within one run hold better than absolute figures. Every reply
+is checked, and after each run the journal must hold exactly one bill per answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from deploy.stack import http_ok, wait_until  # noqa: E402  # after the path is set
+
+TOOL: Final = ROOT / "build" / "loadtool"
+CORES: Final = sorted(os.sched_getaffinity(0))
+GATEWAY_CORE: Final = {CORES[0]}
+OTHER_CORES: Final = set(CORES[1:]) or {CORES[0]}
+CONNECTIONS: Final = 64
+RATE: Final = 200
+OPEN_STREAMS: Final = 1000
+console = Console(width=150)
+
+
+def build() -> None:
+    """Build the load tool; it is small."""
+    if shutil.which("go") is None:
+        raise SystemExit("make bench needs Go, for the reverse proxy to compare with and for the load")
+    TOOL.parent.mkdir(exist_ok=True)
+    subprocess.run(["go", "build", "-o", str(TOOL), "."], cwd=ROOT / "benchmarks" / "loadtool", check=True)
+
+
+def free_port() -> int:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        return int(holder.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], cores: set[int], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, cores), **options)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def load(port: int, seconds: float, **options: object) -> dict[str, float]:
+    arguments = [f"-{name}={str(value).lower()}" for name, value in options.items()]
+    done = subprocess.run(
+        [str(TOOL), "load", f"-to=127.0.0.1:{port}", f"-seconds={seconds}", *arguments],
+        preexec_fn=lambda: os.sched_setaffinity(0, OTHER_CORES),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, float] = json.loads(done.stdout)
+    if result["errors"]:
+        raise SystemExit(f"{result['errors']} wrong replies ({result['last_error']}): no figure is printed")
+    return result
+
+
+class GatewayUnderTest:
+    """One gateway process and its journal."""
+
+    def __init__(self, stack: ExitStack, mock_port: int, durability: str) -> None:
+        self.port = free_port()
+        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "build")))
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPANBILL_"))}
+        provider = {"openai": {"base_url": f"http://127.0.0.1:{mock_port}/v1", "api_key": "sk-mock"}}
+        log = stack.enter_context((self.folder / "gateway.log").open("wb"))
+        self.process = stack.enter_context(
+            running(
+                [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)],
+                GATEWAY_CORE,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env={
+                    **clean,
+                    "PYTHONPATH": str(ROOT),
+                    "SPANBILL_API_KEYS": "sk-bench",
+                    "SPANBILL_PROVIDERS": json.dumps(provider),
+                    "SPANBILL_JOURNAL__DURABILITY": durability,
+                },
+            )
+        )
+        if not wait_until(lambda: http_ok(f"http://127.0.0.1:{self.port}/ready"), 20, 0.05):
+            raise SystemExit((self.folder / "gateway.log").read_text())
+        self.answered = 0
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mib(self) -> float:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def bills(self) -> int:
+        segments = (self.folder / "data" / "journal").glob("2*/*.jsonl")
+        return sum(path.read_bytes().count(b'{"j":{"k":"S"') for path in segments)
+
+    def check(self) -> None:
+        """Every answer has its bill, and no bill is without an answer."""
+        if self.bills() != self.answered:
+            raise SystemExit(f"{self.answered} answers but {self.bills()} bills in the journal")
+        page = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10).read().decode()
+        if f'llm_gateway_records_total{{status="final"}} {float(self.answered)}' not in page:
+            raise SystemExit("the gateway's own count of bills differs from the answers")
+
+
+def paused(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGSTOP)
+
+
+def resumed(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGCONT)
+
+
+def measure(seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Return one row per contender."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    with ExitStack() as stack:
+        mock_port, proxy_port = free_port(), free_port()
+        stack.enter_context(running([str(TOOL), "mock", f"-listen=127.0.0.1:{mock_port}"], OTHER_CORES))
+        proxy = stack.enter_context(
+            running(
+                [
+                    str(TOOL),
+                    "proxy",
+                    f"-listen=127.0.0.1:{proxy_port}",
+                    f"-target=http://127.0.0.1:{mock_port}",
+                ],
+                GATEWAY_CORE,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        group = GatewayUnderTest(stack, mock_port, "group")
+        process = GatewayUnderTest(stack, mock_port, "process")
+        contenders: list[tuple[str, int, subprocess.Popen[bytes] | None, GatewayUnderTest | None]] = [
+            ("direct", mock_port, None, None),
+            ("Go reverse proxy", proxy_port, proxy, None),
+            ("Spanbill, journal `group`", group.port, group.process, group),
+            ("Spanbill, journal `process`", process.port, process.process, process),
+        ]
+        for _, _, own, _ in contenders:
+            if own is not None:
+                paused(own)
+        for turn in range(rounds):
+            for name, port, own, gateway in contenders:
+                console.print(f"round {turn + 1} of {rounds}: {name}", style="dim")
+                if own is not None:
+                    resumed(own)
+                cells = rows.setdefault(name, {})
+                one_round(cells, port, seconds, gateway)
+                if own is not None:
+                    paused(own)
+        for _, _, own, gateway in contenders:
+            if own is not None:
+                resumed(own)
+            if gateway is not None:
+                gateway.check()
+    return [
+        {"name": name, **{column: statistics.median(values) for column, values in cells.items()}}
+        for name, cells in rows.items()
+    ]
+
+
+def one_round(
+    cells: dict[str, list[float]], port: int, seconds: float, gateway: GatewayUnderTest | None
+) -> None:
+    def note(column: str, value: float) -> None:
+        cells.setdefault(column, []).append(value)
+
+    before = gateway.cpu_s() if gateway else 0.0
+    whole = load(port, seconds, connections=CONNECTIONS)
+    if gateway:
+        note("cpu_us", (gateway.cpu_s() - before) / whole["requests"] * 1e6)
+    note("requests_per_s", whole["per_second"])
+    streams = load(port, seconds, connections=CONNECTIONS, stream=True)
+    note("chunks_per_s", streams["chunks_per_second"])
+    paced = load(port, seconds, connections=CONNECTIONS, rate=RATE)
+    note("p50_ms", paced["p50_ms"])
+    note("p99_ms", paced["p99_ms"])
+    first = load(port, seconds, connections=CONNECTIONS, rate=RATE, stream=True)
+    note("first_p50_ms", first["first_p50_ms"])
+    note("first_p99_ms", first["first_p99_ms"])
+    if gateway:
+        gateway.answered += int(sum(r["requests"] for r in (whole, streams, paced, first)))
+
+
+def memory() -> dict[str, float]:
+    """Return the gateway's memory before and with OPEN_STREAMS paced streams open."""
+    with ExitStack() as stack:
+        mock_port = free_port()
+        mock = [str(TOOL), "mock", f"-listen=127.0.0.1:{mock_port}", "-pace=50ms"]
+        stack.enter_context(running(mock, OTHER_CORES))
+        gateway = GatewayUnderTest(stack, mock_port, "group")
+        idle = gateway.rss_mib()
+        holder = subprocess.Popen(
+            [
+                str(TOOL),
+                "load",
+                f"-to=127.0.0.1:{gateway.port}",
+                "-stream=true",
+                "-once=true",
+                f"-connections={OPEN_STREAMS}",
+            ],
+            stdout=subprocess.PIPE,
+        )
+        peak = idle
+        while holder.poll() is None:  # ends with the streams: 64 chunks of 50 ms
+            peak = max(peak, gateway.rss_mib())
+            wait_until(lambda: holder.poll() is not None, 0.1, 0.05)
+        assert holder.stdout is not None
+        result = json.loads(holder.stdout.read())
+        if result["requests"] != OPEN_STREAMS:
+            raise SystemExit(f"only {result['requests']} of {OPEN_STREAMS} streams ended well: {result}")
+        gateway.answered = OPEN_STREAMS
+        gateway.check()
+    return {"idle_mib": idle, "open_mib": peak, "kib_per_stream": (peak - idle) * 1024 / OPEN_STREAMS}
+
+
+def show(rows: list[dict[str, Any]], held: dict[str, float]) -> None:
+    direct, proxy = rows[0], rows[1]
+    table = Table(title=f"one core each, {CONNECTIONS} connections; latency added at {RATE}/s; medians")
+    for column in (
+        "",
+        "requests/s",
+        "of proxy",
+        "chunks/s",
+        "of proxy",
+        "added p50 / p99 ms",
+        "first byte p50 / p99 ms",
+        "CPU µs/request",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['requests_per_s']:,.0f}",
+            f"{row['requests_per_s'] / proxy['requests_per_s']:.2f}",
+            f"{row['chunks_per_s']:,.0f}",
+            f"{row['chunks_per_s'] / proxy['chunks_per_s']:.2f}",
+            f"{row['p50_ms'] - direct['p50_ms']:.2f} / {row['p99_ms'] - direct['p99_ms']:.2f}",
+            f"{row['first_p50_ms']:.2f} / {row['first_p99_ms']:.2f}",
+            f"{row['cpu_us']:.0f}" if "cpu_us" in row else "–",
+        )
+    console.print(table)
+    console.print(
+        f"memory: {held['idle_mib']:.0f} MiB idle, {held['open_mib']:.0f} MiB with {OPEN_STREAMS} open "
+        f"streams ({held['kib_per_stream']:.0f} KiB each); every answer had its bill in the journal"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="half a minute: that all of it works")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    build()
+    rows = measure(*((0.7, 1) if options.quick else (3.0, 3)))
+    held = memory()
+    show(rows, held)
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows, "memory": held}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
