@@ -91,6 +91,9 @@ class ProviderSettings(_Section):
     stream_usage: Literal["on_request", "always"] = Field(
         "on_request", description="For a provider of your own: whether stream usage must be asked for."
     )
+    reasoning_in_output: bool = Field(
+        True, description="For a provider of your own: whether its output count includes reasoning."
+    )
 
 
 class RoutingSettings(_Section):

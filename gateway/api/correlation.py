@@ -6,6 +6,7 @@ changes nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -16,12 +17,16 @@ from uuid_utils import uuid7
 
 from otel.traces import Parent, Traces, parse_traceparent
 
+log = logging.getLogger("spanbill.doors")
+
 Header = tuple[bytes, bytes]
 ASGIApp = Callable[..., Any]
 
 POOL_BYTES: Final = 4096
 """How much randomness is fetched at once: 170 requests."""
 CLIENT_ID_CHARS_MAX: Final = 128
+PATH_CHARS_MAX: Final = 200
+PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Ids:
@@ -117,7 +122,8 @@ def printable(value: bytes, chars_max: int) -> str | None:
 class CorrelationMiddleware:
     """Puts the ids on every response of the doors that FastAPI serves; pure ASGI.
 
-    It stands inside the FastAPI instrumentation, so that `x-trace-id` is the trace of the SERVER span.
+    It stands inside the FastAPI instrumentation, so that `x-trace-id` is the trace of the SERVER span. Each
+    request is one log line; those of probes and scrapers only at level debug.
     """
 
     def __init__(self, app: ASGIApp, ids: Ids) -> None:
@@ -140,6 +146,17 @@ class CorrelationMiddleware:
 
         async def send_with_ids(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
+                log.log(
+                    logging.DEBUG if scope["path"] in PROBES else logging.INFO,
+                    "request served",
+                    extra={
+                        "request_id": record_id,
+                        "trace_id": format(context.trace_id, "032x"),
+                        "method": scope["method"],
+                        "path": scope["path"][:PATH_CHARS_MAX],
+                        "status": message["status"],
+                    },
+                )
                 message = {**message, "headers": with_ids(message.get("headers", ()), extra)}
             await send(message)
 

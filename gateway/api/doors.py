@@ -168,7 +168,8 @@ def _add_envelopes(app: FastAPI) -> None:
             for name, value in (fault.headers or {}).items():
                 response.headers[name] = value
             return response
-        log.error("unforeseen fault", exc_info=fault)
+        record_id = request.scope.get("state", {}).get("record_id")
+        log.error("unforeseen fault", exc_info=fault, extra={"request_id": record_id})
         return _envelope(
             request,
             GatewayFault("internal_error", f"the gateway failed ({type(fault).__name__})", status=500),

@@ -140,7 +140,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         has_key: the configuration holds the key itself.
         protocols: names of `PATHS_OF_CUSTOM`, for a provider of the operator's own: cards know theirs.
-        stream_usage: for a provider of the operator's own.
+        stream_usage, reasoning_in_output: for a provider of the operator's own.
     """
 
     enabled: bool = True
@@ -152,6 +152,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     prices: str | None = None
     stream_usage: StreamUsage = "on_request"
+    reasoning_in_output: bool = True
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,6 +292,7 @@ def _custom(name: str, override: Override) -> Card:
         auth="bearer" if keyed else "none",
         key_env=() if override.api_key_env is None else (override.api_key_env,),
         stream_usage=override.stream_usage,
+        reasoning_in_output=override.reasoning_in_output,
         models=override.models,
         suggest=tuple(model for model in override.models if "*" not in model),
         forward_headers=("anthropic-version", "anthropic-beta") if anthropic else (),

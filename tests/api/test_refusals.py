@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from deploy.stack import wait_until
 from tests.gateway_process import KEYS, Gateway, bills_in_journal, free_port
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
@@ -129,6 +130,23 @@ def test_every_door_returns_the_ids(gateway: Gateway, path: str) -> None:
     response = httpx.get(f"{gateway.url}{path}", headers={"authorization": f"Bearer {KEYS['bob']}"})
     assert UUID.fullmatch(response.headers["x-request-id"])
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-trace-id"])
+
+
+def test_every_request_is_one_log_line_with_its_id(gateway: Gateway) -> None:
+    billed = post(gateway, CHAT, b'{"model":"sim-small","messages":[{"role":"user","content":"x"}]}')
+    refused = post(gateway, CHAT, b"{}")
+    models = httpx.get(f"{gateway.url}/v1/models", headers={"authorization": f"Bearer {KEYS['bob']}"})
+    for response in (billed, refused, models):
+        request_id = response.headers["x-request-id"]
+
+        def lines(request_id: str = request_id) -> list[dict[str, object]]:
+            found = [line for line in gateway.log().splitlines() if request_id in line]
+            return [json.loads(line) for line in found]
+
+        assert wait_until(lambda read=lines: bool(read()), 5, 0.02)
+        (line,) = lines()
+        assert line["status"] == response.status_code
+        assert line["trace_id"] == response.headers["x-trace-id"]
 
 
 def test_a_callers_own_id_is_kept_as_a_fact_and_never_used(gateway: Gateway) -> None:

@@ -114,7 +114,10 @@ def settings_for(folder: Path) -> Settings:
         api_keys=SecretStr(KEY),
         journal=JournalSettings(directory=folder, durability="process"),
         logging=LoggingSettings(requests=False),
-        providers={"replay": provider(models=("*",))},
+        providers={
+            "replay": provider(models=("m",)),
+            "apart": provider(models=("apart",), reasoning_in_output=False),
+        },
     )
 
 
@@ -124,12 +127,17 @@ async def replay(recordings: Path, app: Doors, transport: Replay) -> dict[str, t
     whole = cut_off = every_byte = 0
     for line in (recordings / "index.jsonl").read_text().splitlines():
         row = json.loads(line)
-        if row["api"] not in PATHS or row["provider"] == APART:
+        if row["api"] not in PATHS:
             continue
         recording = json.loads((recordings / row["file"]).read_text())
         body = recording["response"]["body"].encode()
         stream = recording["response"]["framing"] == "sse"
-        request = {"model": "m", "max_tokens": 9, "messages": [], "stream": stream}
+        request = {
+            "model": "apart" if row["provider"] == APART else "m",
+            "max_tokens": 9,
+            "messages": [],
+            "stream": stream,
+        }
         if stream and row["api"] == "chat.completions":
             request["stream_options"] = {"include_usage": True}
         every_byte += stream and len(body) < SMALL_BYTES
