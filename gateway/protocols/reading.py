@@ -208,3 +208,14 @@ def check_max_tokens(value: int | None, param: str) -> int | None:
     if value is not None and not 0 <= value <= TOKENS_MAX:
         raise invalid(param, f"`{param}` must be between 0 and {TOKENS_MAX}")
     return value
+
+
+def misfit(fault: msgspec.ValidationError) -> CallerError:
+    """Return the error for a body whose typed decode failed: which member, and what it is instead."""
+    message = str(fault)
+    if "missing required field" in message:
+        return invalid("model", "`model` is missing: name the model that shall answer")
+    if "$." not in message:
+        return not_json()
+    where = message.rsplit("$.", 1)[1].rstrip("`")
+    return invalid(where, f"`{where}` is of the wrong type: {message.split(' - ')[0]}")

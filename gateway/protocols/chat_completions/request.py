@@ -11,8 +11,8 @@ from gateway.protocols.reading import (
     check_encoding,
     check_max_tokens,
     check_model,
-    invalid,
     may_escape_a_name,
+    misfit,
     not_json,
     replace_members,
     text,
@@ -51,7 +51,7 @@ def read(body: bytes) -> Request:
     try:
         facts = _decoder.decode(body)
     except msgspec.ValidationError as fault:
-        raise _misfit(fault) from fault
+        raise misfit(fault) from fault
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise not_json() from fault
     check_encoding(body)
@@ -75,16 +75,6 @@ def read(body: bytes) -> Request:
         user=text(facts.safety_identifier) or text(facts.user),
         summary=summary,
     )
-
-
-def _misfit(fault: msgspec.ValidationError) -> Exception:
-    message = str(fault)
-    if "missing required field" in message:
-        return invalid("model", "`model` is missing: name the model that shall answer")
-    if "$." not in message:
-        return not_json()
-    where = message.rsplit("$.", 1)[1].rstrip("`")
-    return invalid(where, f"`{where}` is of the wrong type: {message.split(' - ')[0]}")
 
 
 def asks_for_usage(request: Request, dialect: Dialect) -> bool:

@@ -11,7 +11,7 @@ from gateway.protocols.reading import (
     check_encoding,
     check_max_tokens,
     check_model,
-    invalid,
+    misfit,
     not_json,
     replace_members,
     text,
@@ -46,13 +46,7 @@ def read(body: bytes) -> Request:
     try:
         facts = _decoder.decode(body)
     except msgspec.ValidationError as fault:
-        message = str(fault)
-        if "missing required field" in message:
-            raise invalid("model", "`model` is missing: name the model that shall answer") from fault
-        if "$." not in message:
-            raise not_json() from fault
-        where = message.rsplit("$.", 1)[1].rstrip("`")
-        raise invalid(where, f"`{where}` is of the wrong type: {message.split(' - ')[0]}") from fault
+        raise misfit(fault) from fault
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise not_json() from fault
     check_encoding(body)
