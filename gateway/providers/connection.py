@@ -10,13 +10,13 @@ timer serves all deadlines: it is re-armed when it fires, not when a deadline mo
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httptools
 
 from gateway.core.errors import UpstreamError
+from gateway.providers.decoding import Decoder, decoded_headers, decoder_for
 from gateway.providers.upstream import Header, Timeouts
 
 HEAD_BYTES_MAX: Final = 64 * 1024
@@ -24,8 +24,6 @@ BUFFER_BYTES_MAX: Final = 256 * 1024
 """Reading from the provider pauses while this much waits for a slower caller."""
 INFORMATIONAL_MAX: Final = 8
 """1xx replies before the real one; more is a flood."""
-DECODED_BYTES_MAX: Final = 64 * 1024 * 1024
-"""A reply that came compressed although identity was asked for is expanded up to here."""
 
 
 class Connection(asyncio.Protocol):
@@ -41,7 +39,6 @@ class Connection(asyncio.Protocol):
         "_buffered",
         "_complete",
         "_deadline",
-        "_decoded",
         "_decoder",
         "_fault",
         "_head_bytes",
@@ -86,8 +83,7 @@ class Connection(asyncio.Protocol):
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._complete = False
-        self._decoded = 0
-        self._decoder: Any = None
+        self._decoder: Decoder | None = None
         self._fault: UpstreamError | None = None
         self._head_bytes = 0
         self._headers: list[Header] = []
@@ -109,6 +105,14 @@ class Connection(asyncio.Protocol):
             UpstreamError: the connection is broken then.
         """
         assert self._transport is not None
+        if not self.usable or self._transport.is_closing():
+            # Nothing would wake us: the end of this connection has been told already.
+            raise UpstreamError(
+                "upstream_unreachable",
+                "the provider closed the connection before the request was sent",
+                retryable=True,
+                sent=False,
+            )
         self._reset()
         now = self._loop.time()
         self._phase = "head"
@@ -261,7 +265,9 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(None)
 
     def eof_received(self) -> bool:
-        """Let the transport close."""
+        """Let the transport close; an idle connection leaves the pool before anything is written to it."""
+        if self._phase == "idle":
+            self.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -269,8 +275,7 @@ class Connection(asyncio.Protocol):
         self._retire()
         if self._phase != "idle" and not self._complete and self._fault is None:
             if not self._in_head and not self._sized and exc is None:
-                self._complete = True
-                self.delimited = False
+                self._end_at_close()
             else:
                 self._fault = UpstreamError(
                     "upstream_incomplete",
@@ -280,7 +285,22 @@ class Connection(asyncio.Protocol):
                 )
         self._wake()
 
+    def _end_at_close(self) -> None:
+        try:
+            if self._decoder is not None:
+                self._decoder.finish()
+        except UpstreamError as fault:
+            self._fault = fault
+        else:
+            self._complete = True
+            self.delimited = False
+
     # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        """Refuse a second reply behind the first: its bytes must reach neither this caller nor the next."""
+        if self._complete:
+            raise _not_http()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header, within HEAD_BYTES_MAX."""
@@ -306,58 +326,30 @@ class Connection(asyncio.Protocol):
             self._headers = []
             return
         self.status = status
-        encoding = b""
         for name, value in self._headers:
             if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
                 self._sized = True
-            elif name == b"content-encoding":
-                encoding = value.strip().lower()
-        if encoding and encoding != b"identity":
-            self._decoder = _decoder_for(encoding)
-        self.reply_headers = self._headers
+        self._decoder = decoder_for(self._headers)
+        self.reply_headers = self._headers if self._decoder is None else decoded_headers(self._headers)
         self._in_head = False
         self._phase = "body"
 
     def on_body(self, data: bytes) -> None:
         """Keep bytes of the body for the next read."""
         if self._decoder is not None:
-            data = self._decode(data)
+            data = self._decoder.feed(data)
+            if not data:
+                return  # an empty piece would read as the end of the body
         self._buffer.append(data)
         self._buffered += len(data)
 
     def on_message_complete(self) -> None:
         """Note the end of the body."""
         if not self._in_head:
+            if self._decoder is not None:
+                self._decoder.finish()
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
-
-    def _decode(self, data: bytes) -> bytes:
-        try:
-            decoded: bytes = self._decoder.decompress(data, DECODED_BYTES_MAX - self._decoded + 1)
-        except zlib.error as fault:
-            raise _not_http() from fault
-        self._decoded += len(decoded)
-        if self._decoded > DECODED_BYTES_MAX:
-            raise UpstreamError(
-                "upstream_too_large",
-                f"the provider's compressed reply expands to more than {DECODED_BYTES_MAX} bytes",
-                retryable=False,
-                sent=True,
-            )
-        return decoded
-
-
-def _decoder_for(encoding: bytes) -> Any:
-    if encoding in (b"gzip", b"x-gzip"):
-        return zlib.decompressobj(31)
-    if encoding == b"deflate":
-        return zlib.decompressobj(15)
-    raise UpstreamError(
-        "upstream_protocol",
-        "the provider's reply is in a content-encoding that was not asked for",
-        retryable=False,
-        sent=True,
-    )
 
 
 def _not_http() -> UpstreamError:

@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from gateway.core.errors import UpstreamError
+from gateway.providers.decoding import Decoder, decoded_headers, decoder_for
 from gateway.providers.transport import FastTransport, unreachable
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
 
@@ -21,9 +22,17 @@ DECODED_BY_NOBODY: Final = b"identity"
 
 
 class _HTTPXReply:
-    def __init__(self, response: httpx.Response, deadline: float, idle_s: float) -> None:
+    def __init__(
+        self,
+        response: httpx.Response,
+        headers: Sequence[Header],
+        decoder: Decoder | None,
+        deadline: float,
+        idle_s: float,
+    ) -> None:
         self.status = response.status_code
-        self.headers: Sequence[Header] = [(name.lower(), value) for name, value in response.headers.raw]
+        self.headers = headers if decoder is None else decoded_headers(headers)
+        self._decoder = decoder
         self._response = response
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
@@ -36,8 +45,11 @@ class _HTTPXReply:
         try:
             async with asyncio.timeout_at(min(self._deadline, now + self._idle_s)):
                 async for piece in self._pieces:
-                    if piece:
-                        return piece
+                    data = piece if self._decoder is None else self._decoder.feed(piece)
+                    if data:
+                        return data
+                if self._decoder is not None:
+                    self._decoder.finish()
                 return b""
         except (TimeoutError, httpx.TimeoutException) as fault:
             raise _timeout(retryable=False) from fault
@@ -82,17 +94,28 @@ class HTTPXTransport:
                     "connect": timeouts.connect_s,
                     "pool": timeouts.connect_s,
                     "write": timeouts.first_byte_s,
-                    "read": timeouts.first_byte_s,
+                    # httpx has one bound for head and body; the exact ones are kept here
+                    "read": max(timeouts.first_byte_s, timeouts.idle_s),
                 }
             },
         )
-        deadline = asyncio.get_running_loop().time() + timeouts.total_s
+        now = asyncio.get_running_loop().time()
+        deadline = now + timeouts.total_s
+        head_at = min(deadline, now + timeouts.connect_s + timeouts.first_byte_s)
         try:
-            response = await self._inner.handle_async_request(request)
+            async with asyncio.timeout_at(head_at):
+                response = await self._inner.handle_async_request(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as fault:
             raise unreachable(endpoint, type(fault).__name__) from fault
-        except httpx.TimeoutException as fault:
+        except (TimeoutError, httpx.TimeoutException) as fault:
             raise _timeout(retryable=True) from fault
+        except httpx.NetworkError as fault:
+            raise UpstreamError(
+                "upstream_incomplete",
+                "the provider closed the connection before the end of its reply",
+                retryable=True,
+                sent=True,
+            ) from fault
         except httpx.HTTPError as fault:
             raise UpstreamError(
                 "upstream_protocol",
@@ -100,7 +123,13 @@ class HTTPXTransport:
                 retryable=False,
                 sent=True,
             ) from fault
-        return _HTTPXReply(response, deadline, timeouts.idle_s)
+        received = [(name.lower(), value) for name, value in response.headers.raw]
+        try:
+            decoder = decoder_for(received)
+        except UpstreamError:
+            await response.aclose()
+            raise
+        return _HTTPXReply(response, received, decoder, deadline, timeouts.idle_s)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -126,7 +155,8 @@ class _Stream(httpx.AsyncByteStream):
             while data := await self._reply.read():  # bounded by the transport's own deadlines
                 yield data
         except UpstreamError as fault:
-            raise httpx.ReadError(fault.message) from fault
+            kind = httpx.ReadTimeout if fault.code == "upstream_timeout" else httpx.ReadError
+            raise kind(fault.message) from fault
 
     async def aclose(self) -> None:
         self._reply.close()

@@ -7,6 +7,7 @@ connection either recycled, after a complete reply, or dropped: a half-read conn
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ CONNECTIONS_MAX: Final = 2_000
 """Connections to one origin; a further request waits for one, at most its connect timeout."""
 IDLE_S_MAX: Final = 15.0
 """Idle connections older than this are closed: providers close theirs after 20 s and more."""
+
+TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+"""What a request target may hold: a blank or a line break would end it early."""
 
 Key = tuple[str, str, int]
 
@@ -112,6 +116,10 @@ class FastTransport:
                     origin.waiters.append(waiter)
                     try:
                         await waiter
+                    except asyncio.CancelledError:
+                        if waiter.done() and not waiter.cancelled():
+                            self._wake_one(origin)  # woken and cancelled in one turn: the next one's turn
+                        raise
                     finally:
                         if waiter in origin.waiters:
                             origin.waiters.remove(waiter)
@@ -138,6 +146,8 @@ class FastTransport:
             raise unreachable(endpoint, f"TLS failed ({fault.reason or 'handshake'})") from fault
         except OSError as fault:
             raise unreachable(endpoint, fault.strerror or type(fault).__name__) from fault
+        except UnicodeError as fault:
+            raise unreachable(endpoint, "its name is not a host name") from fault
         self._owners[connection] = origin
         if not connection.usable:
             self._lost(connection)
@@ -178,15 +188,25 @@ def encode_request(method: bytes, endpoint: Endpoint, headers: Sequence[Header],
     """Return the request as bytes.
 
     Raises:
-        UpstreamError: a header holds a line break: it would be read as another header.
+        UpstreamError: a header or the target holds a line break: it would be read as another header.
     """
     lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
         raise UpstreamError(
             "invalid_header", "a header holds a line break", status=400, retryable=False, sent=False
         )
+    if not TARGET.fullmatch(endpoint.target):
+        raise UpstreamError(
+            "invalid_target",
+            "the request target holds a blank or a control character",
+            status=400,
+            retryable=False,
+            sent=False,
+        )
     default = 443 if endpoint.scheme == "https" else 80
-    host = endpoint.host if endpoint.port == default else f"{endpoint.host}:{endpoint.port}"
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    if endpoint.port != default:
+        host = f"{host}:{endpoint.port}"
     return b"%b %b HTTP/1.1\r\nhost: %b\r\n%baccept-encoding: identity\r\ncontent-length: %d\r\n\r\n%b" % (
         method,
         endpoint.target,
