@@ -8,72 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
-from gateway import __version__
 from gateway.admission.virtual_keys import KeyEntry, env_keys
 from gateway.api.doors import ModelEntry
+from gateway.billing import Prices
+from gateway.billing import Target as PriceTarget
 from gateway.core.charge import Charge
-from gateway.core.errors import GatewayFault
-from gateway.core.exchange import Call, Exchange, Identity, Reply
-from gateway.pipeline import Lane
-from gateway.pricing.catalogue import Catalogue
+from gateway.core.exchange import Identity, Reply
+from gateway.pricing.catalogue import Catalogue, RateCard
 from gateway.pricing.rating import charge
 from gateway.protocols.base import Dialect
 from gateway.providers.cards import CardError, Override, load_cards
 from gateway.providers.places import Provider, Secret, resolve
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
-from gateway.recording.span import billing_span
 from gateway.routing.targets import Place, Router, Target
 from gateway.settings import KeySettings, Settings, SettingsError
-from otel.journal import JournalUnavailable, JournalWriter
-from otel.schema import encode_span, resource_spans_frame
+from gateway.stages import Lane
 
 SIMULATED: Final = "simulated"
-RETRY_AFTER_S: Final = 1
 LANES_MAX: Final = 4096
 """Remembered names; callers choose names, so the memo starts over when it is full."""
-
-
-class JournalRecorder:
-    """The journal in the words of the story; see `gateway.pipeline.Recorder`."""
-
-    def __init__(self, writer: JournalWriter, resource: Mapping[str, str], cache_write_name: str) -> None:
-        self._writer = writer
-        self._head, self._tail = resource_spans_frame(resource, "spanbill", __version__)
-        self._cache_write_name = cache_write_name
-
-    def intent(self, call: Call) -> int:
-        """Write the intent: all that a bill would need if the process died now."""
-        try:
-            return self._writer.append("I", call.record_id, msgspec.json.encode(call).decode())
-        except JournalUnavailable as fault:
-            raise unavailable(str(fault)) from fault
-
-    def settle(self, exchange: Exchange) -> int:
-        """Write the bill."""
-        span = encode_span(billing_span(exchange, cache_write_name=self._cache_write_name))
-        try:
-            return self._writer.append("S", exchange.call.record_id, self._head + span + self._tail)
-        except JournalUnavailable as fault:
-            raise unavailable(str(fault)) from fault
-
-    async def durable(self, sequence: int) -> None:
-        """Wait for the sync."""
-        try:
-            await self._writer.durable(sequence)
-        except JournalUnavailable as fault:
-            raise unavailable(str(fault)) from fault
-
-
-def unavailable(reason: str) -> GatewayFault:
-    """Return the refusal of a gateway that cannot write bills: no journal, no reply."""
-    return GatewayFault(
-        "journal_unavailable",
-        f"bills cannot be written now ({reason}); try again soon. The operator finds more at /ready",
-        status=503,
-        retry_after_s=RETRY_AFTER_S,
-    )
 
 
 class Switch:
@@ -124,6 +77,7 @@ def _key_entry(key: KeySettings, environ: Mapping[str, str]) -> KeyEntry:
             team=key.team,
             project=key.project,
             tags=key.tags,
+            on_disconnect=key.on_disconnect,
         ),
     )
 
@@ -199,17 +153,26 @@ def lanes_of(router: Router, providers: Mapping[str, Provider]) -> Callable[[str
     return lanes
 
 
-def pricer(catalogue: Catalogue) -> Callable[[Lane, Reply, int], Charge | None]:
-    """Return the pricing of the story: (lane, reply, Unix seconds) -> charge, None where there is no rate."""
+def prices_of(catalogue: Catalogue) -> Prices:
+    """Return the catalogue in the words of the story.
 
-    def price(lane: Lane, reply: Reply, at_unix_s: int) -> Charge | None:
-        """Price by the model that served; by the requested one only if the reply names none."""
-        card = catalogue.card(lane.provider, lane.prices, reply.response_model or lane.model, at_unix_s)
-        if card is None or reply.usage is None:
+    A reply is priced by the model that served; by the requested one only if the reply names none.
+    """
+
+    def card(target: PriceTarget, reply: Reply, at_unix_s: int) -> RateCard | None:
+        return catalogue.card(target.provider, target.prices, reply.response_model or target.model, at_unix_s)
+
+    def charge_of(target: PriceTarget, reply: Reply, at_unix_s: int) -> Charge | None:
+        found = card(target, reply, at_unix_s)
+        if found is None or reply.usage is None:
             return None
-        return charge(reply.usage, card, catalogue.hash)
+        return charge(reply.usage, found, catalogue.hash)
 
-    return price
+    def context_window(target: PriceTarget, reply: Reply, at_unix_s: int) -> int | None:
+        found = card(target, reply, at_unix_s)
+        return None if found is None else found.context_window
+
+    return Prices(charge=charge_of, context_window=context_window)
 
 
 def models_of(providers: Mapping[str, Provider], catalogue: Catalogue) -> list[ModelEntry]:

@@ -16,104 +16,30 @@ of `serve` settles exactly one bill.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol as Interface
+from collections.abc import Sequence
 
-import msgspec
-
-from gateway.core.charge import Charge
-from gateway.core.errors import UpstreamError
-from gateway.core.exchange import Attempt, Call, Exchange, Reply
+from gateway.billing import Target, bill
+from gateway.core.errors import GatewayFault, UpstreamError
+from gateway.core.exchange import Attempt, Exchange, Progress, Reply
 from gateway.metering.settle import (
-    FREE,
+    NEVER_CALLED,
+    NOT_KEPT,
     Ending,
-    bill_status,
     drained,
     ending_of_fault,
     ending_of_reply,
-    metered,
 )
-from gateway.protocols.base import Dialect, Protocol, Request, StreamMeter
-from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
+from gateway.protocols.base import StreamMeter
+from gateway.providers.upstream import Header, UpstreamReply
 from gateway.release.headers import reply_headers
-from gateway.release.relay import Caller, DrainBounds
+from gateway.release.relay import Caller, Drain
+from gateway.stages import Admitted, Lane, Stages
 
 LINGER_S = 0.25
 """How long the end of the body is awaited behind a terminal event: it nearly always comes along with it."""
-
-
-class Lane(msgspec.Struct, frozen=True, kw_only=True):
-    """One target made callable: a provider, the model's name there, and how to speak to it.
-
-    Args:
-        prices: section of the price catalogue.
-        headers: (the caller's headers, traceparent) -> headers for the provider: its key, and of the
-            caller's only the listed ones.
-    """
-
-    provider: str
-    model: str
-    prices: str
-    endpoint: Endpoint
-    dialect: Dialect
-    headers: Callable[[Sequence[Header], bytes], list[Header]]
-
-
-class Recorder(Interface):
-    """The journal, in the words of the story; a method that cannot keep its word raises GatewayFault."""
-
-    def intent(self, call: Call) -> int:
-        """Write the intent; return its sequence number."""
-        ...
-
-    def settle(self, exchange: Exchange) -> int:
-        """Write the bill; return its sequence number."""
-        ...
-
-    async def durable(self, sequence: int) -> None:
-        """Wait until the record with that number would survive a power loss (at `journal.durability`)."""
-        ...
-
-
-class Stages(msgspec.Struct, frozen=True, kw_only=True):
-    """What the story needs from the world.
-
-    Args:
-        price: charge of a reply, None where there is no rate: (lane, reply, Unix seconds) -> Charge.
-        observe: told of each settled exchange (metrics, log line, spans), beside the sync; must not raise.
-        now_ns, monotonic_ns: wall clock and duration clock, in nanoseconds.
-    """
-
-    transport: Transport
-    recorder: Recorder
-    price: Callable[[Lane, Reply, int], Charge | None]
-    observe: Callable[[Exchange, int], None]
-    span_id: Callable[[], str]
-    now_ns: Callable[[], int]
-    monotonic_ns: Callable[[], int]
-    timeouts: Timeouts
-    drain: DrainBounds
-    reply_bytes_max: int
-
-
-class Admitted(msgspec.Struct, frozen=True, kw_only=True):
-    """An admitted request on its way: everything that is known before a provider is called.
-
-    Args:
-        ids: response headers with the correlation ids.
-        started_ns: monotonic time of admission.
-        traceparent: makes the header for an attempt's span id.
-    """
-
-    call: Call
-    request: Request
-    protocol: Protocol
-    lanes: tuple[Lane, ...]
-    body: bytes
-    headers: Sequence[Header]
-    ids: list[Header]
-    started_ns: int
-    traceparent: Callable[[str], bytes]
+PROGRESS_BYTES = 4096
+PROGRESS_NS = 250_000_000
+"""A stream's progress is noted before a release that goes this far, or this long, beyond the last note."""
 
 
 class Serving:
@@ -125,6 +51,10 @@ class Serving:
         self._caller = caller
         self._attempts: list[Attempt] = []
         self._first_chunk_ns: int | None = None
+        self._meter: StreamMeter | None = None
+        self._noted_bytes = 0
+        self._noted_ns: int | None = None
+        self._not_kept = False
         self._status = 0
         self.settled = False
 
@@ -134,8 +64,14 @@ class Serving:
         Raises:
             UpstreamError, GatewayFault: nothing was released yet; the door answers in its envelope.
         """
-        intent = self._stages.recorder.intent(self._admitted.call)
         lane = self._admitted.lanes[0]
+        try:
+            intent = self._stages.recorder.intent(self._admitted.call)
+        except GatewayFault as fault:
+            if fault.owed:  # it may be on the disk already: it must not stay open
+                self._status = fault.status
+                self._settle(lane, NEVER_CALLED, Reply())
+            raise
         try:
             upstream = await self._call(lane)
         except UpstreamError as fault:
@@ -154,11 +90,16 @@ class Serving:
         finally:
             upstream.close()
 
-    def abandon(self, outcome: Ending) -> None:
-        """Settle a request that could not be served to its end (shutdown, a fault of ours); at most once."""
+    def abandon(self, ending: Ending, *, blank: bool = False) -> None:
+        """Settle a request that could not be served to its end (shutdown, a fault of ours); at most once.
+
+        Args:
+            blank: without what the reply amounted to so far: to find that out is what failed.
+        """
         if not self.settled:
             self._status = self._status or 500
-            self._settle(self._admitted.lanes[0], outcome, Reply())
+            reply = Reply() if blank or self._meter is None else self._meter.reply()
+            self._settle(self._admitted.lanes[0], ending, reply)
 
     # call
 
@@ -261,10 +202,10 @@ class Serving:
         await caller.start(
             200, reply_headers(upstream.headers, admitted.ids, None, lane=(lane.provider, lane.model))
         )
-        meter = admitted.protocol.stream_meter(admitted.request, lane.dialect)
+        meter = self._meter = admitted.protocol.stream_meter(admitted.request, lane.dialect)
         fault: UpstreamError | None = None
         try:
-            await self._relay(upstream, meter)
+            await self._relay(lane, upstream, meter)
         except UpstreamError as broken:
             fault = broken
         tail = meter.finish()
@@ -272,7 +213,9 @@ class Serving:
         gone = caller.left()
         if gone:
             reply = drained(reply)
-        if fault is not None and not reply.complete:
+        if self._not_kept:
+            ending = NOT_KEPT
+        elif fault is not None and not reply.complete:
             ending = ending_of_fault(fault)
         else:
             ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, client_gone=gone)
@@ -285,32 +228,57 @@ class Serving:
         else:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
 
-    async def _relay(self, upstream: UpstreamReply, meter: StreamMeter) -> None:
+    async def _relay(self, lane: Lane, upstream: UpstreamReply, meter: StreamMeter) -> None:
         """Pass the stream on as it comes, until its end."""
         stages, caller = self._stages, self._caller
-        drain_from_ns: int | None = None
-        drained_bytes = 0
-        while data := await upstream.read():  # bounded by upstream.total_timeout_s
-            now = stages.monotonic_ns()
-            if self._first_chunk_ns is None:
-                self._first_chunk_ns = now - self._admitted.started_ns
-            released = meter.feed(data)
-            if released:
-                await caller.body(released, more=True)
-            if meter.ended:
-                await _read_out(upstream, meter)
-                return
-            if caller.left_lately(now):
-                if drain_from_ns is None:
-                    drain_from_ns = now
-                drained_bytes += len(data)
-                if now - drain_from_ns > stages.drain.duration_ns or drained_bytes > stages.drain.bytes_max:
-                    raise UpstreamError(
-                        "client_disconnected",
-                        "the caller left, and the provider did not end within upstream.drain_*",
-                        retryable=False,
-                        sent=True,
-                    )
+        drain: Drain | None = None
+        try:
+            while data := await upstream.read():  # bounded by upstream.total_timeout_s
+                now = stages.monotonic_ns()
+                if self._first_chunk_ns is None:
+                    self._first_chunk_ns = now - self._admitted.started_ns
+                released = meter.feed(data)
+                if released and await self._noted(lane, meter, now):
+                    await caller.body(released, more=True)
+                if meter.ended:
+                    await _read_out(upstream, meter)
+                    return
+                if caller.left_lately(now):
+                    drain = drain or self._begin_drain(now)
+                    if drain is None or drain.take(len(data), now):
+                        raise _left()
+        finally:
+            if drain is not None:
+                drain.end()
+
+    async def _noted(self, lane: Lane, meter: StreamMeter, now_ns: int) -> bool:
+        """Note the progress if it is time to; False if it could not be kept, so that nothing may go out."""
+        if self._noted_ns is None:
+            self._noted_ns = now_ns
+        if meter.fed - self._noted_bytes <= PROGRESS_BYTES and now_ns - self._noted_ns <= PROGRESS_NS:
+            return True
+        stages, admitted = self._stages, self._admitted
+        progress = Progress(
+            at_unix_ns=stages.now_ns(),
+            prices=lane.prices,
+            attempt=self._attempts[-1],
+            reply=meter.reply(),
+            time_to_first_chunk_ns=self._first_chunk_ns,
+        )
+        try:
+            stages.recorder.progress(admitted.call, progress)
+        except GatewayFault as fault:
+            if not self._not_kept:
+                self._not_kept = True
+                await self._caller.cut(admitted.protocol.error_event(fault))
+            return False
+        self._noted_bytes, self._noted_ns = meter.fed, now_ns
+        return True
+
+    def _begin_drain(self, now_ns: int) -> Drain | None:
+        if self._admitted.call.identity.on_disconnect == "cancel":
+            return None
+        return self._stages.drains.begin(now_ns)
 
     # price and record
 
@@ -320,21 +288,14 @@ class Serving:
 
     def _settle(self, lane: Lane, ending: Ending, reply: Reply) -> tuple[Exchange, int]:
         stages, admitted = self._stages, self._admitted
-        ended_unix_ns = max(stages.now_ns(), admitted.call.started_unix_ns)
-        charge: Charge | None = None
-        if ending.free:
-            charge = FREE
-        elif metered(reply.usage):
-            charge = stages.price(lane, reply, ended_unix_ns // 1_000_000_000)
-        exchange = Exchange(
-            call=admitted.call,
+        exchange = bill(
+            stages.prices,
+            admitted.call,
+            Target(provider=lane.provider, prices=lane.prices, model=lane.model),
+            ending,
+            reply,
             attempts=tuple(self._attempts),
-            reply=reply,
-            outcome=ending.outcome,
-            status=bill_status(ending, reply.usage, charge),
-            error_type=ending.error_type,
-            charge=charge,
-            ended_unix_ns=ended_unix_ns,
+            ended_unix_ns=stages.now_ns(),
             latency_ns=stages.monotonic_ns() - admitted.started_ns,
             time_to_first_chunk_ns=self._first_chunk_ns,
         )
@@ -355,6 +316,15 @@ def _provider_request_id(headers: Sequence[Header]) -> str | None:
         if name in (b"x-request-id", b"request-id"):
             return value[:128].decode("ascii", "replace")
     return None
+
+
+def _left() -> UpstreamError:
+    return UpstreamError(
+        "client_disconnected",
+        "the caller left, and the provider did not end within upstream.drain_*",
+        retryable=False,
+        sent=True,
+    )
 
 
 def _cut_off() -> UpstreamError:

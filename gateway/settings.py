@@ -49,6 +49,11 @@ class JournalSettings(_Section):
         description="`group`: one fdatasync for many bills, awaited; `process`: survives kill -9 but not "
         "power loss; `strict`: one fdatasync per record.",
     )
+    min_free_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="With less free disk space, in bytes, new requests are refused with 503.",
+    )
     segment_bytes_max: int = Field(
         64 * 1024 * 1024, ge=4096, description="A segment is sealed at this size, in bytes."
     )
@@ -67,6 +72,11 @@ class KeySettings(_Section):
     team: str | None = Field(None, max_length=256, description="Team (`billing.team`).")
     project: str | None = Field(None, max_length=256, description="Project (`billing.project`).")
     tags: tuple[str, ...] = Field((), description="Tags (`billing.tags`).")
+    on_disconnect: Literal["drain", "cancel"] = Field(
+        "drain",
+        description="When a caller leaves a stream: `drain` reads it to its end, for the provider's own "
+        "figure; `cancel` stops there, and the bill is estimated.",
+    )
 
 
 class ProviderSettings(_Section):
@@ -121,6 +131,9 @@ class UpstreamSettings(_Section):
     )
     drain_s: float = Field(
         60.0, ge=0, description="How long a stream is read on after its client left, in seconds."
+    )
+    drains_max: int = Field(
+        1000, ge=0, description="How many streams are read on at a time after their clients left."
     )
     drain_bytes_max: int = Field(
         64 * 1024 * 1024, ge=0, description="How much is read after a client left, in bytes."

@@ -43,6 +43,7 @@ def _a(name: str, kind: Kind, presence: str, meaning: str, unit: str = "") -> At
 
 _ALWAYS = "always"
 _REPORTED = "only if the provider reported it"
+_METERED = "if reported, or estimated: see `billing.usage.source`"
 _PRICED = "only if priced"
 _KNOWN = "if known"
 
@@ -62,8 +63,8 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
         "from admission to the first byte of the stream's body",
         "s",
     ),
-    _a("gen_ai.usage.input_tokens", "int", _REPORTED, "all input, cached included", "{token}"),
-    _a("gen_ai.usage.output_tokens", "int", _REPORTED, "all output, reasoning included", "{token}"),
+    _a("gen_ai.usage.input_tokens", "int", _METERED, "all input, cached included", "{token}"),
+    _a("gen_ai.usage.output_tokens", "int", _METERED, "all output, reasoning included", "{token}"),
     _a("gen_ai.usage.cache_read.input_tokens", "int", _REPORTED, "input read from the cache", "{token}"),
     _a("gen_ai.usage.cache_write.input_tokens", "int", _REPORTED, "input written to the cache", "{token}"),
     _a(
@@ -76,7 +77,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("gen_ai.usage.reasoning.output_tokens", "int", _REPORTED, "reasoning part of the output", "{token}"),
     _a("gen_ai.usage.cost", "double", _PRICED, "`billing.cost.usd` as a double, for tools that sum", "USD"),
     _a("user.id", "string", "if the request claims one", "the end user that the caller names; not trusted"),
-    _a("session.id", "string", "if the request names one", "the caller's conversation"),
+    _a("session.id", "string", "if the request's `x-session-id` names one", "the caller's conversation"),
     _a("error.type", "string", "on failure", "stable code of what went wrong"),
     _a("server.address", "string", "if a provider was called", "host that served"),
     _a("server.port", "int", "if a provider was called", "port that served"),
@@ -112,6 +113,11 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.price.tier", "string", "if the rate has tiers", "the context tier that applied"),
     _a("billing.service_tier", "string", _REPORTED, "tier that the reply states"),
     _a("billing.usage.source", "string", "if metered", "`provider`, `drained`, `estimated`"),
+    _a("billing.usage.estimate.method", "string", "if estimated", "how missing counts were made"),
+    _a("billing.usage.estimate.input_tokens_min", "int", "if input is estimated", "at least", "{token}"),
+    _a("billing.usage.estimate.input_tokens_max", "int", "if input is estimated", "at most", "{token}"),
+    _a("billing.usage.estimate.output_tokens_min", "int", "if output is estimated", "at least", "{token}"),
+    _a("billing.usage.estimate.output_tokens_max", "int", "if output is estimated", "at most", "{token}"),
     _a("billing.usage.anomalies", "string[]", "if any", "what the payload got wrong, and so what was chosen"),
     _a("billing.usage.cache_write_5m_tokens", "int", _REPORTED, "written for 5 minutes", "{token}"),
     _a("billing.usage.cache_write_1h_tokens", "int", _REPORTED, "written for 1 hour", "{token}"),
@@ -134,6 +140,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.input.summary.tools", "int", _KNOWN, "tools offered", "{tool}"),
     _a("billing.input.summary.images", "int", _KNOWN, "images in the request", "{image}"),
     _a("billing.input.summary.bytes", "int", _KNOWN, "size of the request's body", "By"),
+    _a("billing.input.summary.attachment_bytes", "int", "if any", "base64 data in the request's body", "By"),
     _a("billing.output.summary.choices", "int", _KNOWN, "choices or content blocks in the reply"),
     _a("billing.output.summary.tool_calls", "int", _KNOWN, "tool calls in the reply", "{call}"),
     _a("billing.output.summary.events", "int", "streams", "events in the stream", "{event}"),

@@ -24,6 +24,7 @@ import httpx
 import msgspec
 
 from otel.journal.cursor import Cursor
+from otel.journal.files import Files
 from otel.journal.reader import Batch, Reader
 
 log = logging.getLogger("spanbill.shipper")
@@ -143,7 +144,7 @@ def endpoint_from_env(environ: Mapping[str, str]) -> Endpoint | None:
 
 
 class Stats(msgspec.Struct, kw_only=True):
-    """What the shipper has done since it started; read by the metrics."""
+    """What the shipper has done since it started, and what is left to do; read by the metrics."""
 
     shipped: int = 0
     quarantined: int = 0
@@ -152,6 +153,7 @@ class Stats(msgspec.Struct, kw_only=True):
     failures_in_a_row: int = 0
     last_error: str | None = None
     last_success_unix_ns: int | None = None
+    pending_bytes: int = 0
 
 
 class Shipper:
@@ -172,6 +174,7 @@ class Shipper:
         client: httpx.Client,
         jitter: Callable[[], float],
         now_ns: Callable[[], int] = time.time_ns,
+        files: Files | None = None,
         lines_max: int = 200,
         interval_s: float = 0.2,
     ) -> None:
@@ -180,6 +183,7 @@ class Shipper:
         self._cursor = cursor
         self._endpoint = endpoint
         self._quarantine = quarantine
+        self._files = files or Files()
         self._client = client
         self._jitter = jitter
         self._now_ns = now_ns
@@ -199,10 +203,6 @@ class Shipper:
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
 
-    def pending_bytes(self) -> int:
-        """Return how much of the journal is not delivered yet."""
-        return self._reader.pending_bytes()
-
     def _run(self) -> None:
         wait_s = self._interval_s
         while not self._stop.wait(wait_s):  # ends with stop()
@@ -211,9 +211,11 @@ class Shipper:
 
     def _guarded_step(self) -> float:
         try:
-            return self.step()
+            wait_s = self.step()
+            self.stats.pending_bytes = self._reader.pending_bytes()
         except OSError as fault:
             return self._failed(TryAgain(f"{type(fault).__name__}: {fault.strerror}"))
+        return wait_s
 
     def step(self) -> float:
         """Deliver what there is; return how many seconds to wait before the next step.
@@ -236,7 +238,7 @@ class Shipper:
             refused = self._deliver(batch.spans, batch)
             if refused is not None:
                 return self._failed(refused)
-            self._cursor.move(batch.segment, batch.end)
+            self._cursor.move(batch.segment, batch.end, batch.writer, batch.seen)
             self._cursor.save()
             if count >= BATCHES_A_STEP_MAX or self._stop.is_set():
                 return 0.0
@@ -296,12 +298,11 @@ class Shipper:
         return backoff_s(self.stats.failures_in_a_row, self._jitter())
 
     def _put_aside(self, spans: bytes, reason: str, batch: Batch) -> None:
-        self._quarantine.mkdir(parents=True, exist_ok=True)
         line = msgspec.json.encode(
             {"reason": reason, "segment": batch.segment, "resourceSpans": [msgspec.Raw(spans)]}
         )
-        with (self._quarantine / "refused.jsonl").open("ab") as file:
-            file.write(line + b"\n")
+        self._files.make_directory(self._quarantine)
+        self._files.append(self._quarantine / "refused.jsonl", line + b"\n")
         self.stats.quarantined += 1
         log.error(
             "the Collector refuses a bill; it is in quarantine",

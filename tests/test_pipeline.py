@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from gateway.billing import Prices, Target
 from gateway.core.charge import Charge, Line
 from gateway.core.errors import GatewayFault, UpstreamError
-from gateway.core.exchange import Call, Exchange, Identity, Reply
-from gateway.metering.settle import Ending
-from gateway.pipeline import Admitted, Lane, Serving, Stages
+from gateway.core.exchange import Call, Exchange, Identity, Progress, Reply
+from gateway.metering.settle import INTERRUPTED, Ending
+from gateway.pipeline import PROGRESS_BYTES, Serving
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.base import Dialect
 from gateway.providers.upstream import Endpoint, Header, Timeouts
-from gateway.release.relay import Caller, DrainBounds
+from gateway.release.relay import Caller, DrainBounds, Drains
+from gateway.stages import Admitted, Lane, Stages
 
 WHOLE = json.dumps(
     {
@@ -34,13 +38,20 @@ DONE = b"data: [DONE]\n\n"
 class World:
     """Fakes for everything around the story; `events` is what happened, in order."""
 
-    def __init__(self, *reads: bytes | UpstreamError, stream: bool = False, status: int = 200) -> None:
+    def __init__(self, *reads: bytes | BaseException, stream: bool = False, status: int = 200) -> None:
         self.events: list[str] = []
         self.bills: list[Exchange] = []
         self.reads = list(reads)
         self.status = status
         self.stream = stream
-        self.refuse_intent = self.refuse_settle = self.refuse_durable = False
+        self.refuse_intent = self.refuse_settle = self.refuse_durable = self.refuse_progress = False
+        self.owed = False
+        self.noted: list[Progress] = []
+        self.context_window: int | None = None
+        self.drains_max = 1
+        self.tick_ns = 10**9
+        self.on_disconnect: Literal["drain", "cancel"] = "drain"
+        self.max_tokens: int | None = None
         self.unreachable: UpstreamError | None = None
         self.gone_after: int | None = None
         self.sent = b""
@@ -63,7 +74,7 @@ class World:
         if not self.reads:
             return b""
         piece = self.reads.pop(0)
-        if isinstance(piece, UpstreamError):
+        if isinstance(piece, BaseException):
             raise piece
         return piece
 
@@ -76,9 +87,15 @@ class World:
     # the journal
     def intent(self, call: Call) -> int:
         if self.refuse_intent:
-            raise GatewayFault("journal_unavailable", "full", status=503)
+            raise GatewayFault("journal_unavailable", "full", status=503, owed=self.owed)
         self.events.append("intent")
         return 1
+
+    def progress(self, call: Call, progress: Progress) -> None:
+        if self.refuse_progress:
+            raise GatewayFault("journal_unavailable", "full", status=503)
+        self.events.append("progress")
+        self.noted.append(progress)
 
     def settle(self, exchange: Exchange) -> int:
         if self.refuse_settle:
@@ -112,7 +129,7 @@ class World:
         protocol = PROTOCOLS["/v1/chat/completions"]
         body = json.dumps({"model": "m", "messages": [], "stream": self.stream}).encode()
         request = protocol.read_request(body)
-        identity = Identity(key_id="k", user_id="alice", source="key")
+        identity = Identity(key_id="k", user_id="alice", source="key", on_disconnect=self.on_disconnect)
         call = Call(
             record_id="r",
             trace_id="a" * 32,
@@ -124,6 +141,8 @@ class World:
             stream=self.stream,
             identity=identity,
             started_unix_ns=1,
+            max_tokens=self.max_tokens,
+            input_summary=request.summary,
         )
         lane = Lane(
             provider="p",
@@ -133,17 +152,17 @@ class World:
             dialect=Dialect(),
             headers=lambda headers, traceparent: [(b"traceparent", traceparent)],
         )
-        ticks = iter(range(10**9, 10**13, 10**9))
+        ticks = itertools.count(10**9, self.tick_ns)
         stages = Stages(
             transport=self,
             recorder=self,
-            price=self.price,
+            prices=Prices(charge=self.price, context_window=lambda target, reply, at: self.context_window),
             observe=lambda exchange, status: None,
             span_id=lambda: "d" * 16,
             now_ns=lambda: 2,
             monotonic_ns=lambda: next(ticks),
             timeouts=Timeouts(),
-            drain=DrainBounds(duration_ns=30 * 10**9, bytes_max=10_000),
+            drains=Drains(DrainBounds(duration_ns=30 * 10**9, bytes_max=10_000, count_max=self.drains_max)),
             reply_bytes_max=10_000,
         )
         admitted = Admitted(
@@ -165,7 +184,7 @@ class World:
         await Forever()
         raise AssertionError
 
-    def price(self, lane: Lane, reply: Reply, at: int) -> Charge | None:
+    def price(self, target: Target, reply: Reply, at: int) -> Charge | None:
         line = Line(dimension="input", units=3, rate_atto_per_million=10**18, cost_pico_usd=3_000_000)
         return Charge(lines=(line,), price_id="x", catalog="y")
 
@@ -190,7 +209,7 @@ async def test_a_whole_reply_is_released_only_after_its_bill_is_durable() -> Non
 
 
 async def test_of_a_stream_only_the_terminal_event_waits_for_the_bill() -> None:
-    world = World(CONTENT, CONTENT, USAGE + DONE, stream=True)
+    world = progressing(2)
     await world.serving().serve()
     assert world.events == [
         "intent",
@@ -255,8 +274,10 @@ async def test_a_drain_is_bounded() -> None:
     await world.serving().serve()
     (bill,) = world.bills
     assert len(world.reads) > 800
-    assert (bill.outcome, bill.status) == ("client_disconnected", "unmetered")
-    assert bill.charge is None
+    assert (bill.outcome, bill.status) == ("client_disconnected", "estimated")
+    read = 1000 - len(world.reads)
+    assert bill.reply.usage is not None
+    assert bill.reply.usage.counts["output"] == read  # each piece holds the two bytes of "hi"
 
 
 @pytest.mark.parametrize("ending", [[cut()], []], ids=["cut", "closed without an end event"])
@@ -264,7 +285,7 @@ async def test_a_stream_without_its_end_is_told_as_broken(ending: list[UpstreamE
     world = World(CONTENT, CONTENT[:40], *ending, stream=True)
     await world.serving().serve()
     (bill,) = world.bills
-    assert (bill.outcome, bill.status, bill.charge) == ("upstream_incomplete", "unmetered", None)
+    assert (bill.outcome, bill.status) == ("upstream_incomplete", "estimated")
     assert world.sent.startswith(CONTENT + b'data: {"error"')
     assert b"[DONE]" not in world.sent
 
@@ -299,7 +320,7 @@ async def test_a_timeout_after_sending_is_not_called_free() -> None:
     assert (world.bills[0].outcome, world.bills[0].status) == ("upstream_timeout", "unmetered")
 
 
-async def test_a_reply_without_usage_is_unmetered_and_has_no_cost() -> None:
+async def test_a_reply_without_usage_and_content_is_unmetered_and_has_no_cost() -> None:
     world = World(b'{"id":"c","model":"m","choices":[]}')
     await world.serving().serve()
     assert (world.bills[0].status, world.bills[0].charge) == ("unmetered", None)
@@ -311,3 +332,96 @@ async def test_a_reply_that_is_too_large_is_refused_and_billed() -> None:
         await world.serving().serve()
     assert len(world.bills) == 1
     assert world.sent == b""
+
+
+def progressing(count: int) -> World:
+    world = World(*[CONTENT] * count, USAGE + DONE, stream=True)
+    world.tick_ns = 1000
+    return world
+
+
+async def test_progress_is_noted_before_what_it_covers_is_released() -> None:
+    world = progressing(200)
+    await world.serving().serve()
+    released = noted = 0
+    notes = iter(world.noted)
+    for event in world.events:
+        if event == "out":
+            released += len(CONTENT)
+            assert released <= noted + PROGRESS_BYTES
+        elif event == "progress":
+            noted = next(notes).reply.output_summary["bytes"]
+            assert noted >= released
+    events_a_note = PROGRESS_BYTES // len(CONTENT) + 1
+    assert len(world.noted) == 200 // events_a_note
+
+
+async def test_progress_of_a_slow_stream_is_noted_by_time() -> None:
+    world = progressing(20)
+    world.tick_ns = 130_000_000
+    await world.serving().serve()
+    assert len(world.noted) == 9  # every second read: 260 ms after the last note
+
+
+async def test_what_cannot_be_noted_is_not_released_and_the_rest_is_read_for_the_bill() -> None:
+    world = progressing(100)
+    world.refuse_progress = True
+    await world.serving().serve()
+    assert not world.reads
+    assert world.sent.startswith(CONTENT)
+    assert world.sent.count(CONTENT) <= PROGRESS_BYTES // len(CONTENT)
+    assert world.sent.endswith(b'"code":"journal_unavailable"}}\n\n')
+    (bill,) = world.bills
+    assert (bill.outcome, bill.error_type, bill.status) == ("internal_error", "journal_unavailable", "final")
+
+
+async def test_an_intent_that_may_be_on_the_disk_gets_its_bill_though_no_provider_was_called() -> None:
+    world = World(WHOLE)
+    world.refuse_intent = world.owed = True
+    with pytest.raises(GatewayFault):
+        await world.serving().serve()
+    (bill,) = world.bills
+    assert "call" not in world.events
+    assert (bill.outcome, bill.status, bill.attempts) == ("internal_error", "final", ())
+
+
+@pytest.mark.parametrize("why", ["the key says cancel", "too many drains"])
+async def test_a_stream_that_is_not_drained_is_billed_with_what_came(why: str) -> None:
+    world = World(*[CONTENT] * 50, USAGE + DONE, stream=True)
+    world.gone_after = 3
+    if why == "too many drains":
+        world.drains_max = 0
+    else:
+        world.on_disconnect = "cancel"
+    await world.serving().serve()
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status) == ("client_disconnected", "estimated")
+    assert bill.reply.usage is not None
+    assert bill.reply.usage.counts["output"] == 3
+    assert len(world.reads) == 51 - 3
+    assert world.events[-1] == "close"
+
+
+@pytest.mark.parametrize(("max_tokens", "context_window"), [(7, None), (None, 7), (7, 100)])
+async def test_no_estimate_is_above_what_the_model_can_do(
+    max_tokens: int | None, context_window: int | None
+) -> None:
+    world = World(*[CONTENT] * 50, stream=True)
+    world.max_tokens, world.context_window = max_tokens, context_window
+    await world.serving().serve()
+    usage = world.bills[0].reply.usage
+    assert usage is not None
+    assert usage.estimate is not None
+    assert usage.counts["output"] == 7
+    assert usage.estimate.bounds["output"][1] == 7
+
+
+async def test_a_stream_told_to_stop_in_the_middle_is_billed_with_what_came() -> None:
+    world = World(CONTENT, asyncio.CancelledError(), stream=True)
+    serving = world.serving()
+    with pytest.raises(asyncio.CancelledError):
+        await serving.serve()
+    serving.abandon(INTERRUPTED)
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status) == ("interrupted", "estimated")
+    assert not world.completed

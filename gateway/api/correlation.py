@@ -72,6 +72,7 @@ class Correlation(msgspec.Struct, frozen=True, kw_only=True):
     parent: Parent | None
     sampled: bool
     client_request_id: str | None
+    session_id: str | None = None
 
     def headers(self) -> list[Header]:
         """Return the response headers that carry the ids."""
@@ -97,11 +98,14 @@ def begin(headers: Iterable[Header], ids: Ids, traces: Traces, name: str) -> Cor
     """Mint the ids of one request and continue the caller's trace if it sent a valid one."""
     parent: Parent | None = None
     client_id: str | None = None
+    session_id: str | None = None
     for key, value in headers:
         if key == b"traceparent":
             parent = parse_traceparent(value)
         elif key == b"x-request-id":
             client_id = printable(value, CLIENT_ID_CHARS_MAX)
+        elif key == b"x-session-id":
+            session_id = printable(value, CLIENT_ID_CHARS_MAX)
     trace_id = parent.trace_id if parent is not None else ids.trace_id()
     return Correlation(
         record_id=ids.record_id(),
@@ -110,6 +114,7 @@ def begin(headers: Iterable[Header], ids: Ids, traces: Traces, name: str) -> Cor
         parent=parent,
         sampled=traces.sampled(trace_id, parent, name),
         client_request_id=client_id,
+        session_id=session_id,
     )
 
 

@@ -17,10 +17,11 @@ import msgspec
 from gateway.api.correlation import Correlation, Ids, begin
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity
-from gateway.metering.settle import Ending
-from gateway.pipeline import Admitted, Lane, Serving, Stages
+from gateway.metering.settle import FAILED, INTERRUPTED, Ending
+from gateway.pipeline import Serving
 from gateway.protocols.base import Protocol
 from gateway.release.relay import Caller, Receive, Send
+from gateway.stages import Admitted, Lane, Stages
 from otel.traces import Traces
 
 log = logging.getLogger("spanbill.inference")
@@ -100,11 +101,11 @@ class Doors:
         except SpanbillError as error:
             await self._refuse(protocol, caller, correlation, error, serving, started_ns, started_unix_ns)
         except asyncio.CancelledError:
-            self._abandon(serving, Ending(outcome="interrupted", error_type="interrupted"))
+            self._abandon(serving, INTERRUPTED)
             raise
         except Exception as fault:  # the ASGI boundary: billed, answered, logged
             log.exception("unforeseen fault", extra={"request_id": correlation.record_id})
-            self._abandon(serving, Ending(outcome="internal_error", error_type="internal_error"))
+            self._abandon(serving, FAILED)
             failure = GatewayFault(
                 "internal_error",
                 f"the gateway failed ({type(fault).__name__}); report request id {correlation.record_id}",
@@ -145,10 +146,11 @@ class Doors:
             started_unix_ns=started_unix_ns,
             parent_span_id=None if correlation.parent is None else correlation.parent.span_id,
             max_tokens=request.max_tokens,
+            choices=request.choices,
             client_address=client[0] if client else None,
             client_user=request.user,
             client_request_id=correlation.client_request_id,
-            session_id=request.session,
+            session_id=correlation.session_id,
             input_summary=request.summary,
             sampled=correlation.sampled,
         )
@@ -208,8 +210,9 @@ class Doors:
             return
         try:
             serving.abandon(ending)
-        except GatewayFault:
-            log.error("a bill could not be journaled; its intent stands", extra={"outcome": ending.outcome})
+        except Exception:  # the ASGI boundary: what failed may be the reading of the reply
+            log.exception("a reply cannot be read; it is billed without", extra={"outcome": ending.outcome})
+            serving.abandon(ending, blank=True)
 
 
 async def read_body(receive: Receive, headers: Sequence[Header], bytes_max: int) -> bytes:

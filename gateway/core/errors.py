@@ -67,4 +67,20 @@ class UpstreamError(SpanbillError):
 
 
 class GatewayFault(SpanbillError):
-    """The gateway is at fault (5xx)."""
+    """The gateway is at fault (5xx).
+
+    Args:
+        owed: what the journal refused was numbered: it will be written as soon as the disk allows it.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int,
+        retry_after_s: int | None = None,
+        owed: bool = False,
+    ) -> None:
+        super().__init__(code, message, status=status, retry_after_s=retry_after_s)
+        self.owed = owed

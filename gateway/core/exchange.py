@@ -35,11 +35,13 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         user_id: the key's owner.
         user_name: display name, None if none is known.
         source: how the owner was found: `key` (a key of the configuration) or `env_key`.
+        on_disconnect: whether a stream is read to its end after its caller left, or cut there.
     """
 
     key_id: str
     user_id: str
     source: Literal["key", "env_key"]
+    on_disconnect: Literal["drain", "cancel"] = "drain"
     user_name: str | None = None
     team: str | None = None
     project: str | None = None
@@ -65,6 +67,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     started_unix_ns: int
     parent_span_id: str | None = None
     max_tokens: int | None = None
+    choices: int = 1
     alias: str | None = None
     client_address: str | None = None
     client_user: str | None = None
@@ -90,6 +93,18 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     provider_request_id: str | None = None
 
 
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """How much content of a reply was seen, for an estimate where its usage is missing.
+
+    Args:
+        events: pieces in which it came: 1 for a whole reply.
+        text_bytes: UTF-8 bytes of text, reasoning and tool arguments; of a stream a close upper figure.
+    """
+
+    events: int
+    text_bytes: int
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """What came back, in counts and shapes.
 
@@ -98,6 +113,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         complete: the protocol's own end was seen (`[DONE]`, `message_stop`, a whole JSON body).
         error_type: the provider's own error code, from an error body or an error event in a stream.
         output_summary: counts only, e.g. {"events": 12, "tool_calls": 1}.
+        seen: content that arrived, None where there was none.
     """
 
     response_id: str | None = None
@@ -107,6 +123,22 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = False
     error_type: str | None = None
     output_summary: dict[str, int] = {}
+    seen: Seen | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a stream had got when it was last noted: all that a bill has if the process dies.
+
+    Args:
+        prices: section of the price catalogue.
+        reply: what had come back up to and including what was about to be released.
+    """
+
+    at_unix_ns: int
+    prices: str
+    attempt: Attempt
+    reply: Reply
+    time_to_first_chunk_ns: int | None = None
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,18 @@ COUNT_MAX = 2**53 - 1
 """A larger count is an anomaly: it would not survive JSON readers that keep numbers as doubles."""
 
 
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """How the counts that no provider reported were made.
+
+    Args:
+        method: stable name of the method; `docs/estimates.md` says what it does.
+        bounds: estimated dimension -> least and most units that what was seen can amount to.
+    """
+
+    method: str
+    bounds: dict[str, tuple[int, int]]
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What one reply consumed.
 
@@ -28,7 +40,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         anomalies: what the payload got wrong and which choice was made, as stable snake_case words.
         service_tier: the tier that the *reply* states, None when it states none.
         reported_cost_usd: the provider's own figure as the decimal string it sent, None when absent.
-        raw_payloads: how many usage objects the reply carried.
+        estimate: which counts are estimated, None where all were reported.
     """
 
     counts: dict[str, int]
@@ -36,7 +48,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     anomalies: tuple[str, ...] = ()
     service_tier: str | None = None
     reported_cost_usd: str | None = None
-    raw_payloads: int = 1
+    estimate: Estimate | None = None
 
     def __post_init__(self) -> None:
         for name, units in self.counts.items():

@@ -26,6 +26,17 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     free: bool = False
 
 
+INTERRUPTED = Ending(outcome="interrupted", error_type="interrupted")
+"""The process died, or was told to stop, before the exchange was over."""
+FAILED = Ending(outcome="internal_error", error_type="internal_error")
+"""The gateway itself failed."""
+NEVER_CALLED = Ending(outcome="internal_error", error_type="journal_unavailable", free=True)
+"""The intent could not be kept, and so no provider was called."""
+
+NOT_KEPT = Ending(outcome="internal_error", error_type="journal_unavailable")
+"""The journal failed in the middle of a stream, and its caller was told so."""
+
+
 def ending_of_fault(fault: UpstreamError) -> Ending:
     """Return the ending of an exchange whose provider failed; free only if nothing was sent."""
     outcome: Outcome

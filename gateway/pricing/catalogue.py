@@ -36,10 +36,15 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class RateCard(msgspec.Struct, frozen=True, kw_only=True):
-    """The rates of one model in one period."""
+    """The rates of one model in one period.
+
+    Args:
+        context_window: the most tokens that the model takes and makes, None if the catalogue does not say.
+    """
 
     price_id: str
     rates: dict[str, Rate]
+    context_window: int | None = None
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +54,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     match: dict[str, Any]
     prices: list[dict[str, Any]]
     name: str | None = None
+    context_window: int | None = None
     variants: list[dict[str, Any]] = []
 
 
@@ -152,7 +158,7 @@ class Catalogue:
                 known = self._provider(place)
                 for entry in known.models if known is not None else ():
                     if matches(entry.match, candidate):
-                        return tuple(_period(place, entry.id, price) for price in entry.prices)
+                        return tuple(_period(place, entry, price) for price in entry.prices)
         return None
 
 
@@ -182,14 +188,16 @@ def _dashed_date(name: str) -> str:
     return re.sub(r"-(20\d\d)(\d\d)(\d\d)$", r"-\1-\2-\3", name)
 
 
-def _period(section: str, model_id: str, price: Mapping[str, Any]) -> _Period:
+def _period(section: str, model: Model, price: Mapping[str, Any]) -> _Period:
     start = price.get("from")
     suffix = f"@{start}" if start else ""
     if "from_time" in price:
         suffix = f"@{price['from_time']}"
     rates = {name: _rate(value) for name, value in price["rates"].items() if name in DIMENSIONS}
     return _Period(
-        card=RateCard(price_id=f"{section}/{model_id}{suffix}", rates=rates),
+        card=RateCard(
+            price_id=f"{section}/{model.id}{suffix}", rates=rates, context_window=model.context_window
+        ),
         from_unix_s=None if start is None else _day_unix_s(start),
         day_from_s=_day_s(price["from_time"]) if "from_time" in price else None,
         day_to_s=_day_s(price["to_time"]) if "to_time" in price else None,

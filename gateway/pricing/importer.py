@@ -74,6 +74,8 @@ def _model(model: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"id": model.id, "match": _match(model.match)}
     if model.name:
         row["name"] = model.name
+    if model.context_window:
+        row["context_window"] = model.context_window
     if prices is None:
         rates = _rates(model.prices)
         if not rates and model.id.endswith(":free"):

@@ -43,6 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         model: as the caller wrote it.
+        choices: how many answers are asked for (`n`), each within `max_tokens`.
         usage_requested: the caller itself asked for usage in its stream.
         user: the end user that the request claims (`user`, `safety_identifier`, `metadata.user_id`).
         summary: counts for `billing.input.summary.*`: messages, tools, images, bytes.
@@ -52,8 +53,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     usage_requested: bool = False
     max_tokens: int | None = None
+    choices: int = 1
     user: str | None = None
-    session: str | None = None
     summary: dict[str, int] = {}
 
 
@@ -69,6 +70,8 @@ class StreamMeter(Interface):
 
     ended: bool
     """The terminal event has been seen (and is held): nothing more is expected."""
+    fed: int
+    """How many bytes of the stream have been fed."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what may be released now: everything complete except the terminal event onward.
@@ -76,6 +79,10 @@ class StreamMeter(Interface):
         Raises:
             UpstreamError: an event grew past EVENT_BYTES_MAX.
         """
+        ...
+
+    def reply(self) -> Reply:
+        """Return what the stream has amounted to so far; of an unfinished one, no count is final."""
         ...
 
     def finish(self) -> Tail:

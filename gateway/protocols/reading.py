@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -20,10 +20,14 @@ TEXT_CHARS_MAX: Final = 256
 CODE_CHARS_MAX: Final = 64
 TOKENS_MAX: Final = 2**53 - 1
 
+Facts = TypeVar("Facts")
+
 _any_decoder: Final = msgspec.json.Decoder(float_hook=Decimal)
 _COST_DIGITS_MAX: Final = 40
 _MEMBER_BYTES_MIN: Final = len('"model":1,')
 """No member that `unique_members` is asked about can be shorter."""
+_ATTACHMENT: Final = re.compile(rb"[A-Za-z0-9+/]{256,}")
+"""A run of base64 that is too long for a word."""
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
 _top_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -117,6 +121,44 @@ def cost_usd(value: object) -> str | None:
     if not isinstance(exponent, int) or exponent < -_COST_DIGITS_MAX:
         return None
     return format(value, "f")
+
+
+def read_facts(body: bytes, decoder: msgspec.json.Decoder[Facts], once: tuple[bytes, ...]) -> Facts:
+    """Return the members of a request that matter, typed.
+
+    Args:
+        once: names (with quotes) that may stand only once at the top level.
+
+    Raises:
+        CallerError: 400: not JSON, no model, a member of the wrong type, a member twice.
+    """
+    try:
+        facts = decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        raise misfit(fault) from fault
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise not_json() from fault
+    check_encoding(body)
+    unique_members(body, once)
+    return facts
+
+
+def summary_of(
+    body: bytes, *, messages: list[msgspec.Raw] | None, tools: list[msgspec.Raw] | None, images: int
+) -> dict[str, int]:
+    """Return counts and sizes for `billing.input.summary.*`; what is not there has no key."""
+    summary = {"bytes": len(body)}
+    if messages is not None:
+        summary["messages"] = len(messages)
+    if tools is not None:
+        summary["tools"] = len(tools)
+    if images:
+        summary["images"] = images
+    if b"base64" in body:
+        attached = sum([len(found[0]) for found in _ATTACHMENT.finditer(body)])
+        if attached:
+            summary["attachment_bytes"] = attached
+    return summary
 
 
 def unique_members(body: bytes, keys: tuple[bytes, ...]) -> None:

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from gateway.core.errors import UpstreamError
-from gateway.core.exchange import Reply
+from gateway.core.exchange import Reply, Seen
 from gateway.protocols.base import EVENT_BYTES_MAX, Tail
 
 # Atomic groups, so that CR LF is one end of line and never two.
@@ -23,6 +23,9 @@ _SEAM_BYTES: Final = 3
 
 SKIMS_MAX: Final = 8
 """Searches for the next event of interest in one read; where there are more, each event is looked at."""
+
+LOOKS_MAX: Final = 8
+"""Events that are read at the start of a stream to learn how many bytes one has beside its text."""
 
 PASS: Final = 0
 DROP: Final = 1
@@ -53,12 +56,16 @@ class EventMeter:
     def __init__(self) -> None:
         self.ended = False
         self.events = 0
-        self.bytes = 0
+        self.fed = 0
         self._carry: list[bytes] = []
         self._carry_bytes = 0
         self._seam = b""  # the last bytes of what is carried: a blank line may be cut in two
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._looks = LOOKS_MAX
+        self._wrapping: int | None = None  # fewest bytes that an event with text has beside its text
+        self._other_events = 0  # events without content
+        self._other_bytes = 0
 
     def first_interest(self, data: bytes) -> int:
         """Return an index at or before the first thing of interest in `data`, or -1 if there is none."""
@@ -69,8 +76,31 @@ class EventMeter:
         raise NotImplementedError
 
     def reply(self) -> Reply:
-        """Return what the stream amounted to."""
+        """Return what the stream has amounted to so far."""
         raise NotImplementedError
+
+    def seen(self) -> Seen | None:
+        """Return how much content came, without having looked at each event: a close upper figure."""
+        events = self.events - self._other_events
+        if events <= 0:
+            return None
+        text = self.fed - self._other_bytes - events * (self._wrapping or 0)
+        return Seen(events=events, text_bytes=max(text, 0))
+
+    def _note(self, event: bytes, text_bytes: int) -> None:
+        """Note an event that was read: how much text it holds, 0 for none."""
+        if self._wrapping is None:
+            self._looks -= 1
+        if text_bytes <= 0:
+            self._other_events += 1
+            self._other_bytes += len(event)
+            return
+        wrapping = max(len(event) - text_bytes, 0)
+        self._wrapping = wrapping if self._wrapping is None else min(self._wrapping, wrapping)
+
+    @property
+    def _learning(self) -> bool:
+        return self._wrapping is None and self._looks > 0
 
     def feed(self, data: bytes) -> bytes:
         """Return what may be released now.
@@ -78,7 +108,7 @@ class EventMeter:
         Raises:
             UpstreamError: an event grew past EVENT_BYTES_MAX.
         """
-        self.bytes += len(data)
+        self.fed += len(data)
         if self.ended:
             self._hold(data)
             return b""

@@ -127,6 +127,11 @@ def _usage(a: dict[str, Value], usage: Usage, cache_write_name: str) -> None:
     if "cache_write" in counts:
         a["billing.cache_write"] = counts["cache_write"] > 0
     a["billing.usage.source"] = usage.source
+    if usage.estimate is not None:
+        a["billing.usage.estimate.method"] = usage.estimate.method
+        for name, (least, most) in usage.estimate.bounds.items():
+            a[f"billing.usage.estimate.{name}_tokens_min"] = least
+            a[f"billing.usage.estimate.{name}_tokens_max"] = most
     if usage.anomalies:
         a["billing.usage.anomalies"] = usage.anomalies
     if usage.service_tier is not None:

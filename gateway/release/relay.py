@@ -20,10 +20,46 @@ CHECK_EVERY_NS = 20_000_000
 
 
 class DrainBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a reply is read on after its caller left."""
+    """How far a reply is read on after its caller left, and how many are at a time."""
 
     duration_ns: int
     bytes_max: int
+    count_max: int
+
+
+class Drains:
+    """The streams that are read to their end without their caller; shared by all requests of a process."""
+
+    def __init__(self, bounds: DrainBounds) -> None:
+        self.bounds = bounds
+        self.count = 0
+
+    def begin(self, now_ns: int) -> Drain | None:
+        """Return a drain, or None where there are `count_max` already."""
+        if self.count >= self.bounds.count_max:
+            return None
+        self.count += 1
+        return Drain(self, now_ns)
+
+
+class Drain:
+    """One stream that is read on without its caller; end it exactly once."""
+
+    __slots__ = ("_bytes", "_drains", "_until_ns")
+
+    def __init__(self, drains: Drains, now_ns: int) -> None:
+        self._drains = drains
+        self._until_ns = now_ns + drains.bounds.duration_ns
+        self._bytes = 0
+
+    def take(self, size: int, now_ns: int) -> bool:
+        """Count what was read; say whether that is enough."""
+        self._bytes += size
+        return now_ns > self._until_ns or self._bytes > self._drains.bounds.bytes_max
+
+    def end(self) -> None:
+        """Make room for another one."""
+        self._drains.count -= 1
 
 
 class Caller:
@@ -78,6 +114,11 @@ class Caller:
     async def body(self, data: bytes, *, more: bool) -> None:
         """Send bytes of the body; waits while the caller is slower than the provider."""
         await self._out({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def cut(self, data: bytes) -> None:
+        """Send a last piece of the body; whatever comes after it stays here, as if the caller had left."""
+        await self.body(data, more=False)
+        self.gone = True
 
     async def _out(self, message: dict[str, Any]) -> None:
         if self.gone:

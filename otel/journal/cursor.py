@@ -1,51 +1,64 @@
 """Cursor: how far one reader of the journal has got, per segment; it moves only when it is told to.
 
-The file is replaced whole (write, sync, rename, sync the folder), so that it is never half written. A file
-that cannot be read is set aside and reading starts over: a bill may then be delivered twice, recognisable
-by its id, and never not at all.
+The file is replaced whole, so that it is never half written. A file that cannot be read is set aside and
+reading starts over: a bill may then be delivered twice, recognisable by its id, and never not at all.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from otel.journal.files import Files
+
 log = logging.getLogger("spanbill.journal")
 
 VERSION: Final = 1
+BYTES_MAX: Final = 64 * 1024 * 1024
+"""A cursor file is read up to this size: half a million segments."""
 
 
 class _State(msgspec.Struct):
     v: int
     offsets: dict[str, int]
+    seen: dict[str, int] = {}
 
 
 class Cursor:
-    """Offsets by segment name, relative to the journal's folder.
+    """Offsets by segment, and by writer the number up to which every record has been passed.
 
     Args:
         path: the cursor's own file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Files | None = None) -> None:
         self._path = path
-        self._offsets = self._load()
+        self._files = files or Files()
+        state = self._load()
+        self._offsets = dict(state.offsets)
+        self._seen = dict(state.seen)
 
     def __getitem__(self, segment: str) -> int:
         """Return the offset up to which `segment` is done; 0 if it is new."""
         return self._offsets.get(segment, 0)
 
-    def move(self, segment: str, offset: int) -> None:
-        """Note that `segment` is done up to `offset`; `save` makes it durable."""
-        self._offsets[segment] = offset
+    def seen(self, writer: str) -> int:
+        """Return the number up to which the records of `writer` have been passed without a gap."""
+        return self._seen.get(writer, 0)
 
-    def keep_only(self, segments: set[str]) -> None:
-        """Forget segments that are no longer in the folder: bounds the file by what the folder holds."""
+    def move(self, segment: str, offset: int, writer: str = "", seen: int = 0) -> None:
+        """Note that `segment` is done up to `offset`, and `writer` up to `seen`; `save` makes it durable."""
+        self._offsets[segment] = offset
+        if seen:
+            self._seen[writer] = seen
+
+    def keep_only(self, segments: set[str], writers: set[str]) -> None:
+        """Forget what is no longer in the folder: bounds the file by what the folder holds."""
         self._offsets = {name: offset for name, offset in self._offsets.items() if name in segments}
+        self._seen = {name: number for name, number in self._seen.items() if name in writers}
 
     def save(self) -> None:
         """Make the cursor durable.
@@ -53,34 +66,21 @@ class Cursor:
         Raises:
             OSError: it is not; the same bills will be read again after a restart.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = self._path.with_suffix(".new")
-        data = msgspec.json.encode(_State(v=VERSION, offsets=self._offsets))
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-        try:
-            os.write(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(new, self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self._files.make_directory(self._path.parent)
+        state = _State(v=VERSION, offsets=self._offsets, seen=self._seen)
+        self._files.replace(self._path, msgspec.json.encode(state))
 
-    def _load(self) -> dict[str, int]:
+    def _load(self) -> _State:
         try:
-            state = msgspec.json.decode(self._path.read_bytes(), type=_State)
+            data = self._files.read(self._path, 0, BYTES_MAX)
+            return msgspec.json.decode(data, type=_State)
         except FileNotFoundError:
-            return {}
+            return _State(v=VERSION, offsets={})
         except (OSError, msgspec.MsgspecError):
             aside = self._path.with_suffix(".unreadable")
             log.error(
                 "the cursor cannot be read; starting over",
                 extra={"cursor": str(self._path), "aside": str(aside)},
             )
-            if self._path.exists():
-                os.replace(self._path, aside)
-            return {}
-        return dict(state.offsets)
+            self._files.rename(self._path, aside)
+            return _State(v=VERSION, offsets={})

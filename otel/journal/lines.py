@@ -16,6 +16,7 @@ the same line byte for byte.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final, Literal
@@ -35,6 +36,10 @@ _CRC: Final = b',"crc":"'
 _CRC_BYTES: Final = len(_CRC) + 8 + 2
 _SPANS: Final = b'"resourceSpans":['
 _SETTLED: Final = b'{"j":{"k":"S"'
+_OURS: Final = re.compile(
+    rb'\{"j":\{"k":"[HIPS]","id":"[0-9a-zA-Z_.:-]{1,128}","n":[0-9]{1,18},"p":"[0-9a-f]{16}"'
+)
+_KIND_AT: Final = len('{"j":{"k":"')
 
 
 class Damage(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +64,26 @@ class Record(msgspec.Struct, frozen=True):
     n: int
     p: str
     d: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What the header of a segment says.
+
+    Args:
+        previous_segment: file name of the writer's segment before this one.
+        oldest_open: number of the writer's oldest segment that may hold an intent without its bill.
+        sealed: by dead writer the number and hash of its newest record, as found when this writer began: a
+            tail that was removed later can be proved.
+    """
+
+    v: int = FORMAT_VERSION
+    boot: str
+    worker: int
+    segment: int
+    previous_segment: str | None
+    created_unix_ns: str
+    oldest_open: int = 1
+    sealed: dict[str, tuple[int, str]] = {}
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -87,6 +112,23 @@ def encode_line(kind: Kind, record_id: str, number: int, previous: str, body: st
     return b'%b,"crc":"%08x"}\n' % (data, crc32(data))
 
 
+def encode_header(segment_id: str, first: int, previous: str, header: Header) -> bytes:
+    """Return the first line of a segment whose next record is `first` and follows the hash `previous`."""
+    return encode_line("H", segment_id, first, previous, msgspec.json.encode(header).decode())
+
+
+def header_of(record: Record) -> Header:
+    """Return what a header says.
+
+    Raises:
+        ValueError: it is none that can be read.
+    """
+    try:
+        return msgspec.json.decode(record.d, type=Header)
+    except msgspec.MsgspecError as fault:
+        raise ValueError("not a header") from fault
+
+
 def chain(line: bytes) -> str:
     """Return what the next record carries as `p`."""
     return blake2b(line, digest_size=8).hexdigest()
@@ -96,6 +138,17 @@ def previous_of(line: bytes) -> str:
     """Return the `p` of a line of ours: nothing before it in `j` can hold the member's name."""
     start = line.index(b'"p":"') + 5
     return line[start : start + len(GENESIS)].decode()
+
+
+def kind_of(line: bytes) -> str:
+    """Return the kind of a whole line of ours, by its place."""
+    return chr(line[_KIND_AT])
+
+
+def number_of(line: bytes) -> int:
+    """Return the `n` of a whole line of ours: nothing before it in `j` can hold the member's name."""
+    start = line.index(b'"n":') + 4
+    return int(line[start : line.index(b",", start)])
 
 
 def is_whole(line: bytes) -> bool:
@@ -143,8 +196,10 @@ def lines_in(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes] | Damag
             yield Damage(offset=offset + at, length=len(data) - at, reason="torn")
             return
         line = data[at:end]
-        if is_whole(line):
-            yield offset + at, line
-        else:
+        if not is_whole(line):
             yield Damage(offset=offset + at, length=end + 1 - at, reason="checksum")
+        elif not _OURS.match(line):
+            yield Damage(offset=offset + at, length=end + 1 - at, reason="not_a_record")
+        else:
+            yield offset + at, line
         at = end + 1

@@ -1,10 +1,13 @@
-"""Segments: the files of the journal, one folder a day, and the few operations that touch a disk.
+"""Segments: what the journal's folder holds, by name.
 
     <directory>/lock                                 held by the gateway that owns the folder
+    <directory>/writers/<boot>-<worker>              a mark for each writer that is not yet retired
     <directory>/2026-11-21/<boot>-<worker>-<n>.jsonl
+    <directory>/removed.jsonl                        what retention took away, and what it held
 
-A segment is written by one process and never appended to after an error or by another boot. Everything
-that the journal does to a disk is in `Files`, so that tests can break each operation.
+A segment is written by one process and never appended to after an error or by another boot. A writer's mark
+is locked while its process lives and says how far its newest segment may be read; a writer whose mark is
+free or gone is dead, and all of its segments are sealed.
 """
 
 from __future__ import annotations
@@ -17,49 +20,49 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from otel.journal.files import EVERYTHING, Files
+
 SUFFIX: Final = ".jsonl"
+SEGMENTS: Final = f"[0-9]*-[0-9]*-[0-9]*/*{SUFFIX}"
+MARKS: Final = "writers"
+_OFFSET_BITS: Final = 40
 
 
 class JournalUnavailable(Exception):
-    """The journal cannot keep its word now; no provider may be called."""
+    """The journal cannot keep its word now; no provider may be called.
+
+    Args:
+        owed: the record was numbered and will be written, byte for byte, as soon as the disk allows it.
+    """
+
+    def __init__(self, reason: str | None, *, owed: bool = False) -> None:
+        super().__init__(reason)
+        self.owed = owed
 
 
 class JournalLocked(Exception):
     """Another gateway holds the folder; the message names it."""
 
 
-class Files:
-    """The operations that the journal needs of a file system; each raises OSError."""
+class SegmentName(msgspec.Struct, frozen=True):
+    """What a segment's file name says: `<boot>-<worker>-<number>.jsonl`."""
 
-    def make_directory(self, path: Path) -> None:
-        """Make a folder and make its name durable."""
-        if not path.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            self.sync_directory(path.parent)
+    writer: str
+    number: int
 
-    def create(self, path: Path) -> int:
-        """Open a new file for appending and return its descriptor; it must not exist yet."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
-    def write(self, fd: int, data: bytes) -> int:
-        """Append and return how many bytes were taken: a full disk first shows as too few."""
-        return os.write(fd, data)
+def name_of(path: Path) -> SegmentName:
+    """Return what the file name says.
 
-    def sync(self, fd: int) -> None:
-        """Make what was written durable."""
-        os.fdatasync(fd)
-
-    def sync_directory(self, path: Path) -> None:
-        """Make the names in a folder durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def close(self, fd: int) -> None:
-        """Close a descriptor."""
-        os.close(fd)
+    Raises:
+        ValueError: it is no segment's.
+    """
+    writer, _, number = path.name.removesuffix(SUFFIX).rpartition("-")
+    if not writer or not number.isdigit():
+        raise ValueError(f"{path.name} is not the name of a segment")
+    return SegmentName(writer, int(number))
 
 
 def day_of(unix_ns: int) -> str:
@@ -67,14 +70,34 @@ def day_of(unix_ns: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(unix_ns // 1_000_000_000))
 
 
-def segment_path(directory: Path, unix_ns: int, boot: str, worker: int, number: int) -> Path:
+def segment_path(directory: Path, unix_ns: int, writer: str, number: int) -> Path:
     """Return where a segment stands; numbers are padded so that names sort as they were written."""
-    return directory / day_of(unix_ns) / f"{boot}-{worker}-{number:06d}{SUFFIX}"
+    return directory / day_of(unix_ns) / f"{writer}-{number:06d}{SUFFIX}"
 
 
-def segments_in(directory: Path) -> list[Path]:
-    """Return all segments, oldest day first."""
-    return sorted(directory.glob(f"[0-9]*-[0-9]*-[0-9]*/*{SUFFIX}"))
+def mark_path(directory: Path, writer: str) -> Path:
+    """Return where a writer's mark stands."""
+    return directory / MARKS / writer
+
+
+def mark_of(number: int, offset: int) -> int:
+    """Return the mark that says: segments before `number` are whole, and that one up to `offset`."""
+    return number << _OFFSET_BITS | offset
+
+
+def readable(name: SegmentName, mark: int | None, size: int) -> int:
+    """Return how far a segment of `size` bytes may be read, given its writer's mark (None: dead)."""
+    if mark is None or mark == EVERYTHING:
+        return size
+    number, offset = mark >> _OFFSET_BITS, mark & ((1 << _OFFSET_BITS) - 1)
+    if name.number < number:
+        return size
+    return offset if name.number == number else 0
+
+
+def segments_in(directory: Path, files: Files) -> list[Path]:
+    """Return all segments, oldest day first, and each writer's in the order of their numbers."""
+    return files.find(directory, SEGMENTS)
 
 
 @contextlib.contextmanager
@@ -85,7 +108,7 @@ def locked(directory: Path) -> Iterator[None]:
         JournalLocked: naming the process that holds it.
         OSError: the folder cannot be made or written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    Files().make_directory(directory)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         try:

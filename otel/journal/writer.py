@@ -3,63 +3,51 @@
     append ──write(2)──▶ segment          the loop's thread: about 3 us
     durable ──▶ wait ◀── fdatasync ◀──    a thread of its own: one sync for all records before it
 
-While one sync runs, waiters gather for the next: group commit without a timer. After a failed write or sync
-the segment is sealed as it is and everything not yet durable is written again, byte for byte, to a new one;
-when that fails too the writer is `unavailable` until a later append succeeds.
+While one sync runs, waiters gather for the next: group commit without a timer. A record that was numbered is
+owed: after a failed write or sync the segment is sealed as it is and everything not yet durable is written
+again, byte for byte, to a new one; when that fails too the writer admits no intent until the disk takes it.
+Space for the bill of every open intent is set aside on the disk before the intent is written, so that a full
+disk refuses new work and loses none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
+from otel.journal.appending import Segment
+from otel.journal.files import EVERYTHING, Files, reason_of
+from otel.journal.lines import GENESIS, Header, Kind, chain, encode_header, encode_line, previous_of
+from otel.journal.owed import Owed
+from otel.journal.policy import (
+    LINE_BYTES,
+    SETTLE_BYTES,
+    TRIES_MAX,
+    UNDURABLE_MAX,
+    Bounds,
+    Durability,
+    retry_after_ns,
+    seal_at_ns,
+)
+from otel.journal.segments import JournalUnavailable, mark_of, mark_path, segment_path
+from otel.journal.syncing import Done, Syncer, SyncJob, SyncThread
 
-from otel.journal.lines import FORMAT_VERSION, GENESIS, Kind, chain, encode_line, previous_of
-from otel.journal.segments import Files, JournalUnavailable, day_of, segment_path
-
-Durability = Literal["group", "process", "strict"]
-
-TRIES_MAX: Final = 3
-"""New segments tried in a row before the writer gives up for RETRY_NS."""
-RETRY_NS: Final = 250_000_000
-"""How long an unavailable writer refuses at once before it tries the disk again."""
-UNDURABLE_MAX: Final = 65_536
-"""Records that may wait for a sync; one more and the disk is not keeping up: refuse."""
-AGE_NS_MAX: Final = 3600 * 1_000_000_000
-"""A segment is sealed after an hour, so that day folders close and retention can work."""
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Up to where a segment may be read: everything before it is durable."""
-
-    segment: Path
-    offset: int
-
-
-class _SyncJob(msgspec.Struct):
-    fds: list[int]
-    retired: int
-    """How many of `fds`, from the front, are sealed segments to close after the sync."""
-    upto: int
-    position: Position
+Head = tuple[int, str]
+"""Number and hash of a writer's newest record."""
 
 
 class JournalWriter:
-    """One writer of one process. All methods belong to the event loop's thread but `durable_position`.
+    """One writer of one process. All methods belong to the event loop's thread.
 
     Args:
         directory: of the journal; the caller holds its lock.
         boot: id of this boot, lower-case hex; part of every segment's name.
         now_ns: wall clock in Unix nanoseconds.
         segment_id: makes a random id for a new segment.
+        syncer: makes what does the syncs; a thread where none is given.
     """
 
     def __init__(
@@ -71,88 +59,99 @@ class JournalWriter:
         segment_id: Callable[[], str],
         worker: int = 0,
         durability: Durability = "group",
-        segment_bytes_max: int = 64 * 1024 * 1024,
+        bounds: Bounds | None = None,
         files: Files | None = None,
+        syncer: Callable[[Files, Done], Syncer] | None = None,
     ) -> None:
+        self.name: Final = f"{boot}-{worker}"
         self._directory = directory
         self._boot = boot
         self._worker = worker
         self._now_ns = now_ns
         self._segment_id = segment_id
         self._durability = durability
-        self._segment_bytes_max = segment_bytes_max
+        self._bounds = bounds or Bounds()
         self._files = files or Files()
+        self._make_syncer = syncer
+        self._mark_fd = -1
         self._segments = 0
-        self._segment: Path | None = None
-        self._fd = -1
-        self._size = 0
+        self._segment: Segment | None = None
+        self._last_segment: str | None = None
         self._seal_at_ns = 0
         self._number = 0
         self._previous = GENESIS
-        self._durable_number = 0
-        self._undurable: deque[tuple[int, bytes]] = deque()
+        self._open: dict[str, int] = {}
+        self._pinned: int | None = None
+        self._owed = Owed()
         self._retired: list[int] = []
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._syncing = False
         self._sync_failures = 0
+        self._breaks = 0
         self._fault: str | None = None
+        self._low_space: str | None = None
         self._last_reason = ""
         self._retry_at_ns = 0
-        self._jobs: queue.SimpleQueue[_SyncJob | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.durable_position: Position | None = None
-        """Read by the shipper's thread; replaced whole."""
+        self._syncer: Syncer | None = None
         self.syncs = 0
         self.bytes_written = 0
 
     @property
     def fault(self) -> str | None:
-        """Why the journal cannot be written now; None while it can."""
-        return self._fault
+        """Why no intent is admitted now; None while all is well."""
+        return self._fault or self._low_space
 
     @property
     def number(self) -> int:
         """The number of the newest record."""
         return self._number
 
-    def open(self) -> None:
-        """Start the first segment and the sync thread, inside a running event loop.
+    @property
+    def open_intents(self) -> int:
+        """How many intents wait for their bill."""
+        return len(self._open)
+
+    def open(self, sealed: Mapping[str, Head] | None = None) -> None:
+        """Make the mark, start the first segment and the syncer, inside a running event loop.
+
+        Args:
+            sealed: heads of dead writers, kept in the header: a removed tail of theirs can be proved.
 
         Raises:
             OSError: the folder cannot be written; refuse to start.
         """
-        self._loop = asyncio.get_running_loop()
-        self._start_segment()
-        self._thread = threading.Thread(target=self._sync_forever, name="journal-sync", daemon=True)
-        self._thread.start()
+        self._mark_fd = self._files.hold(mark_path(self._directory, self.name))
+        self._start_segment(owed=(), sealed=sealed)
+        if self._durability == "process":
+            self._files.mark(self._mark_fd, EVERYTHING)
+        if self._make_syncer is None:
+            self._syncer = SyncThread(self._files, asyncio.get_running_loop(), self._synced)
+        else:
+            self._syncer = self._make_syncer(self._files, self._synced)
 
     def append(self, kind: Kind, record_id: str, body: str) -> int:
         """Write one record and return its number.
 
+        A bill is always taken: where the disk refuses, it is owed and `durable` says so.
+
         Raises:
-            JournalUnavailable: it is in no segment, and was not numbered.
+            JournalUnavailable: an intent or a progress record was refused, or (`owed`) not written yet.
         """
-        if self._fault is not None:
-            self._try_again()
-        if len(self._undurable) >= UNDURABLE_MAX:
-            raise JournalUnavailable(f"{UNDURABLE_MAX} records wait for the disk")
-        number = self._number + 1
-        line = encode_line(kind, record_id, number, self._previous, body)
-        now_ns = self._now_ns()
-        if self._size + len(line) > self._segment_bytes_max or now_ns >= self._seal_at_ns:
-            self._replace_segment(rewrite=False)
-        if not self._write(line):
-            self._replace_segment(rewrite=True, extra=line)
-        self._number = number
+        if kind != "S":
+            self._admit(kind, len(body) + LINE_BYTES)
+        line = encode_line(kind, record_id, self._number + 1, self._previous, body)
+        self._number += 1
         self._previous = chain(line)
-        if self._durability == "process":
-            self._durable_number = number
-            assert self._segment is not None
-            self.durable_position = Position(self._segment, self._size)
-        else:
-            self._undurable.append((number, line))
-        return number
+        self._owed.add(self._number, line)
+        if kind == "I":
+            self._open[record_id] = self._segments
+        elif kind == "S":
+            self._open.pop(record_id, None)
+        self._put(line, kind)
+        if self._durability == "process" and self._fault is None:
+            self._owed.done(self._number)
+        elif kind != "S" and self._durability == "group" and not self._syncing:
+            self._request_sync(self._number)  # nobody waits for it yet: it runs beside the provider's work
+        return self._number
 
     async def durable(self, number: int) -> None:
         """Wait until record `number` would survive a power loss (at durability `process`: it was written).
@@ -160,165 +159,232 @@ class JournalWriter:
         Raises:
             JournalUnavailable: it may or may not; the caller must not report success.
         """
-        if number <= self._durable_number:
+        if number <= self._owed.durable_number:
             return
-        assert self._loop is not None
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append((number, waiter))
+        if self._fault is not None:
+            raise JournalUnavailable(self._fault, owed=True)
+        waiter = self._owed.waiter(number)
         if self._durability == "strict":
             self._request_sync(number)
         elif not self._syncing:
             self._request_sync(self._number)
         await waiter
 
+    def tend(self) -> None:
+        """Do what no request brings about: try a bad disk again, watch its space, seal an aged segment."""
+        now_ns = self._now_ns()
+        if self._fault is not None:
+            with contextlib.suppress(JournalUnavailable):
+                self._try_again()
+        elif now_ns >= self._seal_at_ns and self._segment is not None and self._segment.has_records:
+            self._rotate()
+        try:
+            free = self._files.free_bytes(self._directory)
+        except OSError as fault:
+            self._low_space = reason_of(fault)
+            return
+        least = self._bounds.free_bytes_min
+        self._low_space = f"only {free} bytes of the disk are free; {least} must be" if free < least else None
+
+    def pin(self) -> None:
+        """Keep what is written from now on in sight of recovery, until `unpin`."""
+        self._pinned = self._segments
+
+    def unpin(self) -> None:
+        """Let recovery forget what was pinned."""
+        self._pinned = None
+
     def close(self) -> None:
-        """Sync, seal and stop; safe to call twice."""
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
-        for fd in (*self._retired, self._fd):
-            if fd >= 0:
-                try:
-                    self._files.sync(fd)
-                    self._files.close(fd)
-                except OSError as fault:
-                    self._fault = _reason(fault)
-        if self._segment is not None and self._fault is None:
-            self.durable_position = Position(self._segment, self._size)
-        self._retired, self._fd = [], -1
-        self._fail_waiters("the gateway is stopping")
+        """Sync, seal and stop; safe to call twice. The mark stays for recovery to retire."""
+        if self._fault is not None:
+            with contextlib.suppress(JournalUnavailable):
+                self._replace_segment()
+        if self._syncer is not None:
+            self._syncer.close()
+            self._syncer = None
+        if self._segment is not None:
+            self._retired.append(self._segment.seal())
+            self._segment = None
+        for fd in self._retired:
+            try:
+                self._files.sync(fd)
+                self._files.close(fd)
+            except OSError as fault:
+                self._fault = reason_of(fault)
+        self._retired = []
+        if self._mark_fd >= 0:
+            self._files.close(self._mark_fd)
+            self._mark_fd = -1
+        self._owed.fail("the gateway is stopping")
+
+    # admission of one record
+
+    def _admit(self, kind: Kind, size: int) -> None:
+        if self._fault is not None:
+            self._try_again()
+        if self._low_space is not None and kind == "I":
+            raise JournalUnavailable(self._low_space)
+        if len(self._owed) >= UNDURABLE_MAX:
+            raise JournalUnavailable(f"{UNDURABLE_MAX} records wait for the disk")
+        segment = self._segment
+        if segment is None:
+            raise JournalUnavailable("the gateway is stopping")
+        full = segment.size + size > self._bounds.segment_bytes_max and segment.has_records
+        if (full or self._now_ns() >= self._seal_at_ns) and not self._rotate():
+            raise JournalUnavailable(self._low_space)
+        try:
+            self._segment_now().reserve(size + (len(self._open) + 1) * SETTLE_BYTES)
+        except OSError as fault:
+            self._low_space = reason_of(fault)
+            raise JournalUnavailable(self._low_space) from fault
+
+    def _put(self, line: bytes, kind: Kind) -> None:
+        if self._fault is not None:
+            with contextlib.suppress(JournalUnavailable):
+                self._try_again()
+            return
+        try:
+            self._segment_now().append(line)
+        except OSError as fault:
+            self._last_reason = reason_of(fault)
+            try:
+                self._replace_segment()
+            except JournalUnavailable:
+                if kind != "S":
+                    raise
+        self.bytes_written += len(line)
 
     # segments
 
-    def _start_segment(self, *, rewrite: bool = False) -> None:
-        """Make the next segment and write its header; the name is durable before anything else is."""
-        now_ns = self._now_ns()
-        path = segment_path(self._directory, now_ns, self._boot, self._worker, self._segments + 1)
-        self._files.make_directory(path.parent)
-        fd = self._files.create(path)
-        self._segments += 1
-        first, previous = self._number + 1, self._previous
-        if rewrite and self._undurable:
-            first, oldest = self._undurable[0]
-            previous = previous_of(oldest)
-        facts = msgspec.json.encode(
-            {
-                "v": FORMAT_VERSION,
-                "boot": self._boot,
-                "worker": self._worker,
-                "segment": self._segments,
-                "previous_segment": self._segment.name if self._segment else None,
-                "created_unix_ns": str(now_ns),
-            }
-        ).decode()
-        line = encode_line("H", self._segment_id(), first, previous, facts)
-        try:
-            written = self._files.write(fd, line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, "short write of a segment's header")
-            self._files.sync_directory(path.parent)
-        except OSError:
-            self._files.close(fd)
-            raise
-        self._segment, self._fd, self._size = path, fd, len(line)
-        self._seal_at_ns = min(now_ns + AGE_NS_MAX, _end_of_day_ns(now_ns))
+    def _segment_now(self) -> Segment:
+        if self._segment is None:
+            raise JournalUnavailable("the gateway is stopping")
+        return self._segment
 
-    def _write(self, line: bytes) -> bool:
+    def _rotate(self) -> bool:
+        """Seal the segment and start the next; False where the disk has no room for one."""
+        old = self._segment_now()
         try:
-            written = self._files.write(self._fd, line)
+            self._start_segment(owed=())
         except OSError as fault:
-            self._last_reason = _reason(fault)
+            self._low_space = reason_of(fault)
             return False
-        self._size += written
-        self.bytes_written += written
-        if written != len(line):
-            self._last_reason = "short write: the disk is full"
-            return False
+        self._retired.append(old.seal())
+        if self._durability == "process":
+            self._request_sync(self._number)  # nobody else asks for one, and the descriptor is to be closed
         return True
 
-    def _replace_segment(self, *, rewrite: bool, extra: bytes | None = None) -> None:
-        """Seal the segment and start the next; with `rewrite`, everything not durable goes along.
+    def _start_segment(
+        self, *, owed: Sequence[tuple[int, bytes]], sealed: Mapping[str, Head] | None = None
+    ) -> None:
+        """Make the next segment, with `owed` records in it; its name is durable before they are written.
 
         Raises:
-            JournalUnavailable: after TRIES_MAX new segments.
+            OSError: the segment is not to be used.
+        """
+        now_ns = self._now_ns()
+        first, previous = self._number + 1, self._previous
+        if owed:
+            first, oldest = owed[0]
+            previous = previous_of(oldest)
+        self._segments += 1
+        header = Header(
+            boot=self._boot,
+            worker=self._worker,
+            segment=self._segments,
+            previous_segment=self._last_segment,
+            created_unix_ns=str(now_ns),
+            oldest_open=self._oldest_open(),
+            sealed=dict(sealed or {}),
+        )
+        path = segment_path(self._directory, now_ns, self.name, self._segments)
+        room = sum([len(line) for _, line in owed]) + len(self._open) * SETTLE_BYTES
+        segment = Segment(self._files, path, encode_header(self._segment_id(), first, previous, header), room)
+        try:
+            for _, line in owed:
+                segment.append(line)
+        except OSError:
+            self._retired.append(segment.seal())
+            self._last_segment = path.name
+            raise
+        self._segment = segment
+        self._last_segment = path.name
+        self._seal_at_ns = seal_at_ns(now_ns)
+
+    def _oldest_open(self) -> int:
+        """Return the number of the oldest segment that recovery would have to read."""
+        oldest = next(iter(self._open.values()), self._segments)
+        return oldest if self._pinned is None else min(oldest, self._pinned)
+
+    def _replace_segment(self) -> None:
+        """Seal the segment and write all that is owed to the next.
+
+        Raises:
+            JournalUnavailable: after TRIES_MAX new segments; what was numbered stays owed.
         """
         for _ in range(TRIES_MAX):
-            if self._fd >= 0:
-                self._retired.append(self._fd)
-                self._fd = -1
+            if self._segment is not None:
+                self._retired.append(self._segment.seal())
+                self._segment = None
             try:
-                self._start_segment(rewrite=rewrite)
+                self._start_segment(owed=self._owed.lines)
             except OSError as fault:
-                self._last_reason = _reason(fault)
+                self._last_reason = reason_of(fault)
                 continue
-            again = [line for _, line in self._undurable] if rewrite else []
-            if extra is not None:
-                again.append(extra)
-            if all(self._write(line) for line in again):
-                self._fault = None
-                return
-        self._fault = self._last_reason
-        self._retry_at_ns = self._now_ns() + RETRY_NS
-        self._fail_waiters(self._fault)
-        raise JournalUnavailable(self._fault)
+            self._fault = None
+            return
+        self._broken(self._last_reason)
+        raise JournalUnavailable(self._fault, owed=True)
+
+    def _broken(self, reason: str) -> None:
+        self._fault = reason
+        self._breaks += 1
+        self._retry_at_ns = self._now_ns() + retry_after_ns(self._breaks)
+        self._owed.fail(reason)
 
     def _try_again(self) -> None:
-        if self._now_ns() < self._retry_at_ns:
+        """Write all that is owed to a new segment, if it is time to.
+
+        Raises:
+            JournalUnavailable: it is not, or the disk still refuses.
+        """
+        if self._now_ns() >= self._retry_at_ns:
+            with contextlib.suppress(JournalUnavailable):
+                self._replace_segment()
+        if self._fault is not None:
             raise JournalUnavailable(self._fault)
-        self._replace_segment(rewrite=True)
+        if self._durability == "process":
+            self._owed.done(self._number)
+        elif not self._syncing:
+            self._request_sync(self._number)
 
     # syncs
 
     def _request_sync(self, upto: int) -> None:
-        assert self._segment is not None
+        if self._syncer is None or self._segment is None:
+            return  # closing: `close` syncs
         self._syncing = True
-        job = _SyncJob(
-            fds=[*self._retired, self._fd],
+        job = SyncJob(
+            fds=(*self._retired, self._segment.fd),
             retired=len(self._retired),
             upto=upto,
-            position=Position(self._segment, self._size),
+            mark=mark_of(self._segments, self._segment.size),
         )
         self._retired = []
-        self._jobs.put(job)
+        self._syncer.submit(job)
 
-    def _sync_forever(self) -> None:
-        """The thread: one job at a time, in order; told to stop by None."""
-        while (job := self._jobs.get()) is not None:  # ends with the process or by close()
-            reason = None
-            for index, fd in enumerate(job.fds):
-                if fd < 0:
-                    continue
-                try:
-                    self._files.sync(fd)
-                    if index < job.retired:
-                        self._files.close(fd)
-                except OSError as fault:
-                    reason = _reason(fault)
-            assert self._loop is not None
-            try:
-                self._loop.call_soon_threadsafe(self._synced, job, reason)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                return
-
-    def _synced(self, job: _SyncJob, reason: str | None) -> None:
+    def _synced(self, job: SyncJob, failed: OSError | None) -> None:
         self._syncing = False
         self.syncs += 1
-        if reason is not None:
-            self._sync_failed(reason)
+        if failed is not None:
+            self._sync_failed(reason_of(failed))
             return
-        self._sync_failures = 0
-        self._durable_number = max(self._durable_number, job.upto)
-        self.durable_position = job.position
-        undurable = self._undurable
-        while undurable and undurable[0][0] <= job.upto:
-            undurable.popleft()
-        waiters = self._waiters
-        while waiters and waiters[0][0] <= job.upto:
-            _, waiter = waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-        if waiters and self._durability != "strict":
+        self._sync_failures = self._breaks = 0
+        if self._mark_fd >= 0 and self._durability != "process":
+            with contextlib.suppress(OSError):  # readers then wait for the next sync
+                self._files.mark(self._mark_fd, job.mark)
+        self._owed.done(job.upto)
+        if len(self._owed) and self._fault is None and self._durability == "group":
             self._request_sync(self._number)
 
     def _sync_failed(self, reason: str) -> None:
@@ -327,32 +393,8 @@ class JournalWriter:
         self._last_reason = reason
         if self._sync_failures >= TRIES_MAX:
             self._sync_failures = 0
-            self._fault = reason
-            self._retry_at_ns = self._now_ns() + RETRY_NS
-            self._fail_waiters(reason)
+            self._broken(reason)
             return
-        try:
-            self._replace_segment(rewrite=True)
-        except JournalUnavailable:
-            return
-        self._request_sync(self._number)
-
-    def _fail_waiters(self, reason: str) -> None:
-        waiters, self._waiters = self._waiters, deque()
-        for _, waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(JournalUnavailable(reason))
-
-
-def _reason(fault: OSError) -> str:
-    if fault.errno is None:
-        return str(fault)
-    return f"{errno.errorcode.get(fault.errno, fault.errno)}: {os.strerror(fault.errno)}"
-
-
-def _end_of_day_ns(unix_ns: int) -> int:
-    """Return the first nanosecond of the next UTC day; day folders follow `day_of`."""
-    day_ns = 86_400 * 1_000_000_000
-    end = unix_ns - unix_ns % day_ns + day_ns
-    assert day_of(end) != day_of(unix_ns)
-    return end
+        with contextlib.suppress(JournalUnavailable):
+            self._replace_segment()
+            self._request_sync(self._number)

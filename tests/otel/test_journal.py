@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel.journal import JournalUnavailable, JournalWriter
+from otel.journal import Bounds, JournalUnavailable, JournalWriter
 from otel.journal.cursor import Cursor
+from otel.journal.files import EVERYTHING, Files
 from otel.journal.lines import (
     GENESIS,
     Damage,
@@ -27,7 +28,7 @@ from otel.journal.lines import (
     spans_of,
 )
 from otel.journal.reader import Reader
-from otel.journal.segments import Files, JournalLocked, locked, segments_in
+from otel.journal.segments import JournalLocked, locked, mark_path, segments_in
 
 DAY_NS = 86_400 * 10**9
 NOON_NS = 20_000 * DAY_NS + DAY_NS // 2
@@ -90,9 +91,13 @@ def writer_in(folder: Path, files: Files, **options: object) -> JournalWriter:
     return writer
 
 
+def readable_mark(folder: Path, writer: JournalWriter) -> int | None:
+    return Files().held(mark_path(folder, writer.name))
+
+
 def whole_lines(folder: Path) -> list[bytes]:
     """Return all whole records of all segments, headers left out, duplicates included."""
-    items = [item for path in segments_in(folder) for item in lines_in(path.read_bytes())]
+    items = [item for path in segments_in(folder, Files()) for item in lines_in(path.read_bytes())]
     lines = [item[1] for item in items if not isinstance(item, Damage)]
     return [line for line in lines if parse(line).k != "H"]
 
@@ -139,11 +144,11 @@ def test_a_settled_line_is_plain_otlp_json_and_others_hold_no_span() -> None:
 
 
 async def test_records_are_numbered_and_chained_without_a_gap(tmp_path: Path) -> None:
-    writer = writer_in(tmp_path, Files(), segment_bytes_max=4096)
+    writer = writer_in(tmp_path, Files(), bounds=Bounds(segment_bytes_max=4096))
     for n in range(50):
         await writer.durable(writer.append("I", f"r{n}", json.dumps({"pad": "x" * 300})))
     writer.close()
-    assert len(segments_in(tmp_path)) > 3
+    assert len(segments_in(tmp_path, Files())) > 3
     lines = [line + b"\n" for line in whole_lines(tmp_path)]
     assert [parse(line).n for line in lines] == list(range(1, 51))
     assert [previous_of(line) for line in lines[1:]] == [chain(line) for line in lines[:-1]]
@@ -158,7 +163,7 @@ async def test_durable_returns_only_after_a_sync_that_began_after_the_write(tmp_
     later = asyncio.ensure_future(writer.durable(writer.append("I", "second", "{}")))
     await asyncio.sleep(0)
     assert not waiting.done()
-    assert writer.durable_position is None
+    assert readable_mark(tmp_path, writer) == 0
     files.gate.set()
     await asyncio.gather(waiting, later)
     assert files.log == ["write", "write", "sync", "sync"]
@@ -176,7 +181,7 @@ async def test_process_durability_waits_for_no_sync(tmp_path: Path) -> None:
     writer = writer_in(tmp_path, Files(), durability="process")
     await writer.durable(writer.append("I", "r", "{}"))
     assert writer.syncs == 0
-    assert writer.durable_position is not None
+    assert readable_mark(tmp_path, writer) == EVERYTHING
     writer.close()
 
 
@@ -199,7 +204,7 @@ async def test_after_a_failed_write_the_record_stands_whole_in_the_next_segment(
     await writer.durable(writer.append("I", "after", "{}"))
     writer.close()
     assert {"short!", "write!"} & set(files.log), "the fault did not fire"
-    assert len(segments_in(tmp_path)) == 2
+    assert len(segments_in(tmp_path, Files())) == 2
     assert bodies(tmp_path) == ["before", "hit", "after"]
 
 
@@ -220,19 +225,21 @@ async def test_a_full_disk_refuses_at_once_and_service_resumes_by_itself(tmp_pat
     writer = writer_in(tmp_path, files, now_ns=lambda: now[0])
     await writer.durable(writer.append("I", "before", "{}"))
     files.failing_writes, files.failing_creates = 1, 10
-    with pytest.raises(JournalUnavailable, match="ENOSPC"):
-        writer.append("I", "refused", "{}")
+    with pytest.raises(JournalUnavailable, match="ENOSPC") as first:
+        writer.append("I", "tried", "{}")
+    assert first.value.owed, "it was numbered, and may be on the disk"
     assert files.log.count("create!") == 3, "the fault did not fire"
     assert writer.fault is not None
-    with pytest.raises(JournalUnavailable):
-        writer.append("I", "refused at once", "{}")
+    with pytest.raises(JournalUnavailable) as second:
+        writer.append("I", "refused-at-once", "{}")
+    assert not second.value.owed
     assert files.log.count("create!") == 3, "an unavailable writer must not touch the disk for every request"
     files.failing_creates = 0
     now[0] += 10**9
     await writer.durable(writer.append("I", "after", "{}"))
     assert writer.fault is None
     writer.close()
-    assert bodies(tmp_path) == ["before", "after"]
+    assert bodies(tmp_path) == ["before", "tried", "after"]
 
 
 async def test_a_disk_that_cannot_sync_fails_those_who_wait(tmp_path: Path) -> None:
@@ -257,10 +264,10 @@ def test_a_second_gateway_on_the_folder_is_refused_and_told_who_holds_it(tmp_pat
 async def test_a_reader_stops_at_the_durable_position(tmp_path: Path) -> None:
     files = FaultyFiles()
     writer = writer_in(tmp_path, files)
-    reader = Reader(tmp_path, Cursor(tmp_path / "cursor.json"), lambda: writer.durable_position)
+    reader = Reader(tmp_path, Cursor(tmp_path / "cursor.json"))
     await writer.durable(writer.append("S", "synced", '{"a":1}'))
     files.gate = threading.Event()
-    waiting = asyncio.ensure_future(writer.durable(writer.append("S", "not synced", '{"b":2}')))
+    waiting = asyncio.ensure_future(writer.durable(writer.append("S", "not-synced", '{"b":2}')))
     await asyncio.sleep(0)
     assert [batch.spans for batch in reader.batches(10, 10**6)] == [(b'{"a":1}',)]
     files.gate.set()

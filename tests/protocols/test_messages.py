@@ -154,7 +154,7 @@ def test_the_delta_overrides_the_start_where_it_says_something() -> None:
         STOP,
     )
     assert reply.usage.counts == {"input": 3074, "cache_read": 0, "cache_write": 3068, "output": 9}
-    assert (reply.usage.raw_payloads, reply.complete, reply.finish_reasons) == (2, True, ("end_turn",))
+    assert (reply.complete, reply.finish_reasons) == (True, ("end_turn",))
     assert (reply.response_id, reply.response_model) == ("msg_1", "claude")
 
 

@@ -8,18 +8,18 @@ import msgspec
 
 from gateway.protocols.base import Dialect, Request
 from gateway.protocols.reading import (
-    check_encoding,
     check_max_tokens,
     check_model,
     may_escape_a_name,
-    misfit,
-    not_json,
+    read_facts,
     replace_members,
+    summary_of,
     text,
-    unique_members,
 )
 
 _ONCE: Final = (b'"model"', b'"stream"', b'"stream_options"', b'"max_tokens"', b'"max_completion_tokens"')
+CHOICES_MAX: Final = 10_000
+"""No provider makes so many answers to one request; a larger `n` is left to it to refuse."""
 _ASK: Final = b'"stream_options":{"include_usage":true},'
 
 
@@ -33,6 +33,7 @@ class _Body(msgspec.Struct):
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    n: Any = None
     safety_identifier: Any = None
     user: Any = None
     messages: list[msgspec.Raw] | None = None
@@ -48,22 +49,9 @@ def read(body: bytes) -> Request:
     Raises:
         CallerError: 400: not JSON, no model, a member of the wrong type, a member twice.
     """
-    try:
-        facts = _decoder.decode(body)
-    except msgspec.ValidationError as fault:
-        raise misfit(fault) from fault
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise not_json() from fault
-    check_encoding(body)
-    unique_members(body, _ONCE)
-    summary = {"bytes": len(body)}
-    if facts.messages is not None:
-        summary["messages"] = len(facts.messages)
-    if facts.tools is not None:
-        summary["tools"] = len(facts.tools)
-    images = body.count(b'"image_url"')
-    if images:
-        summary["images"] = images // 2 or 1  # each part names it as its type and as its member
+    facts = read_facts(body, _decoder, _ONCE)
+    names = body.count(b'"image_url"')
+    images = -(-names // 2)  # each part names it as its type and as its member
     max_tokens = check_max_tokens(facts.max_tokens, "max_tokens")
     if facts.max_completion_tokens is not None:
         max_tokens = check_max_tokens(facts.max_completion_tokens, "max_completion_tokens")
@@ -73,7 +61,8 @@ def read(body: bytes) -> Request:
         usage_requested=facts.stream_options is not None and facts.stream_options.include_usage is True,
         max_tokens=max_tokens,
         user=text(facts.safety_identifier) or text(facts.user),
-        summary=summary,
+        choices=facts.n if type(facts.n) is int and 0 < facts.n <= CHOICES_MAX else 1,
+        summary=summary_of(body, messages=facts.messages, tools=facts.tools, images=images),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gateway.core.exchange import Reply
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.chat_completions.reply import FINISH_REASONS_MAX, error_type, usage_of
+from gateway.protocols.chat_completions.reply import FINISH_REASONS_MAX, error_type, said_bytes, usage_of
 from gateway.protocols.reading import decode, text
 from gateway.protocols.sse import DROP, END, PASS, EventMeter, interest, payload_of
 
@@ -30,13 +30,12 @@ class ChatMeter(EventMeter):
         self._finish: list[str] = []
         self._usage: Usage | None = None
         self._tier: object = None
-        self._payloads = 0
         self._error: str | None = None
         self._tool_calls = 0
 
     def first_interest(self, data: bytes) -> int:
         """Look for the end, usage, finish reasons, errors and the first tool-call deltas."""
-        if not self._known:
+        if self._learning or not self._known:
             return 0
         usages = data.count(b'"usage"')
         if (
@@ -55,18 +54,20 @@ class ChatMeter(EventMeter):
     def on_event(self, event: bytes) -> int:
         """Read one event of interest."""
         payload = payload_of(event)
-        if not payload:
-            return PASS
-        if payload.strip() == b"[DONE]":
-            return END
-        if self.first_interest(event) < 0:
-            return PASS
-        chunk = decode(payload)
+        if payload.strip() != b"[DONE]" and (
+            self.first_interest(event) < 0 or not (payload or self._learning)
+        ):
+            return PASS  # what a read that passes unseen would not have noted either
+        chunk = decode(payload) if payload else None
         if not isinstance(chunk, dict):
-            return PASS
+            self._note(event, 0)
+            return END if payload.strip() == b"[DONE]" else PASS
         if not self._known:
             self._known = True
             self._compact = b'"choices":[' in payload
+        choices = chunk.get("choices")
+        deltas = [c.get("delta") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+        self._note(event, sum([said_bytes(delta) for delta in deltas]))
         return self._on_chunk(chunk)
 
     def _on_chunk(self, chunk: dict[str, Any]) -> int:
@@ -82,11 +83,10 @@ class ChatMeter(EventMeter):
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._on_choice(choice)
-        usage = usage_of({**chunk, "service_tier": self._tier}, self._dialect, self._payloads + 1)
+        usage = usage_of({**chunk, "service_tier": self._tier}, self._dialect)
         if usage is None:
             return PASS
         self._usage = usage
-        self._payloads += 1
         return DROP if self._hide_usage and not choices and not chunk.get("error") else PASS
 
     def _on_choice(self, choice: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class ChatMeter(EventMeter):
 
     def reply(self) -> Reply:
         """Return what the stream amounted to."""
-        summary = {"events": self.events, "bytes": self.bytes}
+        summary = {"events": self.events, "bytes": self.fed}
         if self._tool_calls:
             summary["tool_calls"] = self._tool_calls
         return Reply(
@@ -112,4 +112,5 @@ class ChatMeter(EventMeter):
             complete=self.ended,
             error_type=self._error,
             output_summary=summary,
+            seen=self.seen(),
         )

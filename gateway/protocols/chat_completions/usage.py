@@ -17,9 +17,7 @@ from gateway.protocols.reading import Counts, cost_usd, text
 XAI_TICKS_PER_USD: Final = 10**10
 
 
-def read_usage(
-    usage: object, dialect: Dialect, *, service_tier: object = None, payloads: int = 1
-) -> Usage | None:
+def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) -> Usage | None:
     """Return what one usage object reports, or None if it is no object or reports nothing."""
     if not isinstance(usage, dict):
         return None
@@ -47,7 +45,6 @@ def read_usage(
         anomalies=tuple(counts.anomalies),
         service_tier=text(service_tier),
         reported_cost_usd=_reported_cost(usage),
-        raw_payloads=payloads,
     )
 
 

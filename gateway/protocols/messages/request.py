@@ -8,14 +8,12 @@ import msgspec
 
 from gateway.protocols.base import Request
 from gateway.protocols.reading import (
-    check_encoding,
     check_max_tokens,
     check_model,
-    misfit,
-    not_json,
+    read_facts,
     replace_members,
+    summary_of,
     text,
-    unique_members,
 )
 
 _ONCE: Final = (b'"model"', b'"stream"', b'"max_tokens"')
@@ -43,29 +41,15 @@ def read(body: bytes) -> Request:
     Raises:
         CallerError: 400: not JSON, no model, a member of the wrong type, a member twice.
     """
-    try:
-        facts = _decoder.decode(body)
-    except msgspec.ValidationError as fault:
-        raise misfit(fault) from fault
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise not_json() from fault
-    check_encoding(body)
-    unique_members(body, _ONCE)
-    summary = {"bytes": len(body)}
-    if facts.messages is not None:
-        summary["messages"] = len(facts.messages)
-    if facts.tools is not None:
-        summary["tools"] = len(facts.tools)
+    facts = read_facts(body, _decoder, _ONCE)
     images = body.count(b'"type":"image"') + body.count(b'"type": "image"')
-    if images:
-        summary["images"] = images
     return Request(
         model=check_model(facts.model),
         stream=facts.stream is True,
         usage_requested=True,
         max_tokens=check_max_tokens(facts.max_tokens, "max_tokens"),
         user=text(facts.metadata.user_id) if facts.metadata is not None else None,
-        summary=summary,
+        summary=summary_of(body, messages=facts.messages, tools=facts.tools, images=images),
     )
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from gateway.core.exchange import Reply
-from gateway.protocols.messages.reply import error_type
+from gateway.protocols.messages.reply import error_type, said_bytes
 from gateway.protocols.messages.usage import merge, read_usage
 from gateway.protocols.reading import decode, text
 from gateway.protocols.sse import END, PASS, EventMeter, payload_of
@@ -35,12 +35,13 @@ class MessagesMeter(EventMeter):
         self._stop: str | None = None
         self._usage: dict[str, Any] | None = None
         self._output_reported = False
-        self._payloads = 0
         self._error: str | None = None
         self._tool_calls = 0
 
     def first_interest(self, data: bytes) -> int:
         """Look for the events that are not content."""
+        if self._learning:
+            return 0
         if not data.count(b"message_") and not data.count(b"error") and not data.count(b"tool_use"):
             return -1  # nearly every read
         found = [data.find(literal) for literal in _INTERESTING]
@@ -52,10 +53,12 @@ class MessagesMeter(EventMeter):
             return PASS
         value = decode(payload_of(event))
         if not isinstance(value, dict):
+            self._note(event, 0)
             return PASS
         kind = value.get("type")
         if kind is None and (named := _EVENT_NAME.search(event)):
             kind = named[1].decode()  # the SDKs go by the event's name
+        self._note(event, said_bytes(value.get("delta")) if kind == "content_block_delta" else 0)
         if kind == "message_stop":
             return END
         if kind == "message_start" and isinstance(value.get("message"), dict):
@@ -78,7 +81,6 @@ class MessagesMeter(EventMeter):
         if isinstance(message.get("usage"), dict):
             self._usage = message["usage"]
             self._output_reported = False
-            self._payloads += 1
         stop = text(message.get("stop_reason"), 64)
         if stop:
             self._stop = stop
@@ -90,22 +92,20 @@ class MessagesMeter(EventMeter):
         usage = value.get("usage")
         if isinstance(usage, dict):
             self._usage = merge(self._usage, usage)
-            self._payloads += 1
             self._output_reported = self._output_reported or usage.get("output_tokens") is not None
 
     def reply(self) -> Reply:
         """Return what the stream amounted to."""
-        summary = {"events": self.events, "bytes": self.bytes}
+        summary = {"events": self.events, "bytes": self.fed}
         if self._tool_calls:
             summary["tool_calls"] = self._tool_calls
         return Reply(
             response_id=self._id,
             response_model=self._model,
             finish_reasons=(self._stop,) if self._stop else (),
-            usage=read_usage(
-                self._usage, payloads=self._payloads, placeholder_output=not self._output_reported
-            ),
+            usage=read_usage(self._usage, placeholder_output=not self._output_reported),
             complete=self.ended,
             error_type=self._error,
             output_summary=summary,
+            seen=self.seen(),
         )

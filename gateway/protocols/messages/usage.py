@@ -12,7 +12,7 @@ from gateway.core.usage import Usage
 from gateway.protocols.reading import Counts, text
 
 
-def read_usage(usage: object, *, payloads: int = 1, placeholder_output: bool = False) -> Usage | None:
+def read_usage(usage: object, *, placeholder_output: bool = False) -> Usage | None:
     """Return what a (merged) usage object reports, or None if it is no object or reports nothing.
 
     Args:
@@ -47,7 +47,6 @@ def read_usage(usage: object, *, payloads: int = 1, placeholder_output: bool = F
         counts=values,
         anomalies=tuple(word for word in counts.anomalies if word),
         service_tier=text(usage.get("service_tier")),
-        raw_payloads=payloads,
     )
 
 

@@ -1,0 +1,131 @@
+"""Recorder: the journal in the words of the story, and what a dead gateway left in it.
+
+intent, progress, settle, durable     called by the story for each request
+recover                               once at start: bills for intents whose process died
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway import __version__
+from gateway.billing import Prices, interrupted
+from gateway.core.errors import GatewayFault
+from gateway.core.exchange import Call, Exchange, Progress
+from gateway.recording.span import billing_span
+from otel.journal import JournalUnavailable, JournalWriter
+from otel.journal.files import Files
+from otel.journal.recovery import Findings, OpenIntent, retire
+from otel.schema import encode_span, resource_spans_frame
+
+log = logging.getLogger("spanbill.recovery")
+
+RETRY_AFTER_S: Final = 1
+
+
+class JournalRecorder:
+    """See `gateway.stages.Recorder`.
+
+    Args:
+        resource: attributes of the resource that all bills name.
+    """
+
+    def __init__(self, writer: JournalWriter, resource: Mapping[str, str], cache_write_name: str) -> None:
+        self._writer = writer
+        self._head, self._tail = resource_spans_frame(resource, "spanbill", __version__)
+        self._cache_write_name = cache_write_name
+
+    def intent(self, call: Call) -> int:
+        """Write the intent: all that a bill would need if the process died now."""
+        try:
+            return self._writer.append("I", call.record_id, msgspec.json.encode(call).decode())
+        except JournalUnavailable as fault:
+            raise unavailable(fault) from fault
+
+    def progress(self, call: Call, progress: Progress) -> None:
+        """Write how far the stream has got."""
+        try:
+            self._writer.append("P", call.record_id, msgspec.json.encode(progress).decode())
+        except JournalUnavailable as fault:
+            raise unavailable(fault) from fault
+
+    def settle(self, exchange: Exchange) -> int:
+        """Write the bill."""
+        span = encode_span(billing_span(exchange, cache_write_name=self._cache_write_name))
+        return self._writer.append("S", exchange.call.record_id, self._head + span + self._tail)
+
+    async def durable(self, sequence: int) -> None:
+        """Wait for the sync."""
+        try:
+            await self._writer.durable(sequence)
+        except JournalUnavailable as fault:
+            raise unavailable(fault) from fault
+
+
+def unavailable(fault: JournalUnavailable) -> GatewayFault:
+    """Return the refusal of a gateway that cannot write bills: no journal, no reply."""
+    return GatewayFault(
+        "journal_unavailable",
+        f"bills cannot be written now ({fault}); try again soon. The operator finds more at /ready",
+        status=503,
+        retry_after_s=RETRY_AFTER_S,
+        owed=fault.owed,
+    )
+
+
+async def recover(
+    directory: Path,
+    findings: Findings,
+    writer: JournalWriter,
+    recorder: JournalRecorder,
+    prices: Prices,
+    observe: Callable[[Exchange, int], None],
+    files: Files,
+) -> int:
+    """Write the bills that dead gateways owe, once, and forget those gateways; return how many bills.
+
+    It may be killed at any point: a bill that was written is found again, and one that was not is written by
+    the next start.
+
+    Raises:
+        JournalUnavailable: not all bills are durable; nothing was forgotten.
+        OSError: a dead gateway could not be forgotten; the next start will find nothing open in it.
+    """
+    for segment, damage in findings.damage:
+        log.warning(
+            "a stretch of the journal is damaged; it stays as it is",
+            extra={"segment": segment, "offset": damage.offset, "bytes": damage.length, "why": damage.reason},
+        )
+    writer.pin()
+    number = 0
+    bills = 0
+    for intent in findings.open_intents:
+        exchange = _interrupted(intent, prices)
+        if exchange is None:
+            continue
+        number = recorder.settle(exchange)
+        bills += 1
+        observe(exchange, 500)
+    if bills:
+        await writer.durable(number)
+    retire(directory, findings.dead, files)
+    writer.unpin()
+    if bills:
+        log.warning("requests of a gateway that died are billed as interrupted", extra={"bills": bills})
+    return bills
+
+
+def _interrupted(intent: OpenIntent, prices: Prices) -> Exchange | None:
+    """Return the exchange of an open intent; None where the intent cannot be read, which `verify` reports."""
+    try:
+        call = msgspec.json.decode(intent.call, type=Call)
+        progress = None if intent.progress is None else msgspec.json.decode(intent.progress, type=Progress)
+    except msgspec.MsgspecError:
+        log.error("an intent cannot be read; it stays without a bill", extra={"record_id": intent.record_id})
+        return None
+    return interrupted(prices, call, progress)

@@ -1,0 +1,91 @@
+"""Stages: what the story needs from the world, as values and interfaces; `gateway.app` fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol as Interface
+
+import msgspec
+
+from gateway.billing import Prices
+from gateway.core.exchange import Call, Exchange, Progress
+from gateway.protocols.base import Dialect, Protocol, Request
+from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport
+from gateway.release.relay import Drains
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True):
+    """One target made callable: a provider, the model's name there, and how to speak to it.
+
+    Args:
+        prices: section of the price catalogue.
+        headers: (the caller's headers, traceparent) -> headers for the provider: its key, and of the
+            caller's only the listed ones.
+    """
+
+    provider: str
+    model: str
+    prices: str
+    endpoint: Endpoint
+    dialect: Dialect
+    headers: Callable[[Sequence[Header], bytes], list[Header]]
+
+
+class Recorder(Interface):
+    """The journal, in the words of the story; a method that cannot keep its word raises GatewayFault."""
+
+    def intent(self, call: Call) -> int:
+        """Write the intent; return its sequence number."""
+        ...
+
+    def progress(self, call: Call, progress: Progress) -> None:
+        """Write how far a stream has got, before that much of it is released."""
+        ...
+
+    def settle(self, exchange: Exchange) -> int:
+        """Write the bill; return its number. What the disk refuses is owed, and `durable` says so."""
+        ...
+
+    async def durable(self, sequence: int) -> None:
+        """Wait until the record with that number would survive a power loss (at `journal.durability`)."""
+        ...
+
+
+class Stages(msgspec.Struct, frozen=True, kw_only=True):
+    """What the story needs from the world.
+
+    Args:
+        observe: told of each settled exchange (metrics, log line, spans), beside the sync; must not raise.
+        now_ns, monotonic_ns: wall clock and duration clock, in nanoseconds.
+    """
+
+    transport: Transport
+    recorder: Recorder
+    prices: Prices
+    observe: Callable[[Exchange, int], None]
+    span_id: Callable[[], str]
+    now_ns: Callable[[], int]
+    monotonic_ns: Callable[[], int]
+    timeouts: Timeouts
+    drains: Drains
+    reply_bytes_max: int
+
+
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
+    """An admitted request on its way: everything that is known before a provider is called.
+
+    Args:
+        ids: response headers with the correlation ids.
+        started_ns: monotonic time of admission.
+        traceparent: makes the header for an attempt's span id.
+    """
+
+    call: Call
+    request: Request
+    protocol: Protocol
+    lanes: tuple[Lane, ...]
+    body: bytes
+    headers: Sequence[Header]
+    ids: list[Header]
+    started_ns: int
+    traceparent: Callable[[str], bytes]

@@ -1,0 +1,181 @@
+"""Recovery: what dead writers left open, found by reading and decided without writing anything.
+
+    scan        which writers are dead, where each one ended, which of their intents have no bill
+    retire      forget a dead writer whose intents all have durable bills
+
+Every segment is made durable before it is read, so that no decision rests on bytes that a power loss could
+still take. A bill counts wherever it stands: a recovery that died half-way has written its bills into
+segments of its own, and they are found there. Nothing is repaired: a torn segment stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from otel.journal.files import Files
+from otel.journal.lines import Damage, chain, header_of, kind_of, lines_in, parse
+from otel.journal.segments import MARKS, SUFFIX, mark_path, name_of
+
+READ_BYTES = 8 * 1024 * 1024
+"""How much of a segment is read at once."""
+HEADER_BYTES = 64 * 1024
+"""How much of a segment is read to find its header; a header that is longer is as if it were damaged."""
+
+
+class OpenIntent(msgspec.Struct, frozen=True, kw_only=True):
+    """An intent whose process died before its bill was written.
+
+    Args:
+        call: what the intent holds, as JSON.
+        progress: what the newest progress record holds, None if there is none.
+    """
+
+    record_id: str
+    writer: str
+    call: bytes
+    progress: bytes | None = None
+
+
+class Findings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scan found.
+
+    Args:
+        dead: writers whose process is gone and that are not retired yet.
+        heads: of each of them that wrote a record, the number and hash of the newest.
+        open_intents: in the order of their writing, writer by writer.
+        damage: (segment, what is damaged).
+    """
+
+    dead: tuple[str, ...] = ()
+    heads: dict[str, tuple[int, str]] = {}
+    open_intents: tuple[OpenIntent, ...] = ()
+    damage: tuple[tuple[str, Damage], ...] = ()
+    bytes_read: int = 0
+
+
+class _Story:
+    """One writer's records, folded: open intents and settled ids since its oldest open segment."""
+
+    def __init__(self, writer: str) -> None:
+        self.writer = writer
+        self.head: tuple[int, str] | None = None
+        self.settled: set[str] = set()
+        self.calls: dict[str, bytes] = {}
+        self.progress: dict[str, bytes] = {}
+        self.damage: list[tuple[str, Damage]] = []
+        self.bytes_read = 0
+
+    def take(self, line: bytes) -> None:
+        kind = kind_of(line)
+        if kind == "H":
+            return
+        record = parse(line)
+        if self.head is None or record.n > self.head[0]:
+            self.head = (record.n, chain(line + b"\n"))
+        if kind == "S":
+            self.settled.add(record.id)
+            self.calls.pop(record.id, None)
+            self.progress.pop(record.id, None)
+        elif record.id in self.settled:
+            return  # written again after a failed sync
+        elif kind == "I":
+            self.calls.setdefault(record.id, bytes(record.d))
+        elif record.id in self.calls:
+            self.progress[record.id] = bytes(record.d)
+
+
+def scan(directory: Path, files: Files) -> Findings:
+    """Read what dead writers left.
+
+    Raises:
+        OSError: a segment cannot be read or made durable; do not start without knowing what is in it.
+    """
+    writers = [path.name for path in files.find(directory, f"{MARKS}/*") if path.suffix != ".new"]
+    dead = tuple(name for name in writers if files.held(mark_path(directory, name)) is None)
+    if not dead:
+        return Findings()
+    stories = [_read(directory, writer, files) for writer in writers]
+    settled = set().union(*[story.settled for story in stories])
+    lost = [story for story in stories if story.writer in dead]
+    return Findings(
+        dead=dead,
+        heads={story.writer: story.head for story in lost if story.head is not None},
+        open_intents=tuple(
+            OpenIntent(
+                record_id=record_id, writer=story.writer, call=call, progress=story.progress.get(record_id)
+            )
+            for story in lost
+            for record_id, call in story.calls.items()
+            if record_id not in settled
+        ),
+        damage=tuple(found for story in lost for found in story.damage),
+        bytes_read=sum(story.bytes_read for story in stories),
+    )
+
+
+def retire(directory: Path, writers: tuple[str, ...], files: Files) -> None:
+    """Forget dead writers; call it once the bills of all their intents are durable.
+
+    Raises:
+        OSError: some are not forgotten; the next scan finds them with nothing open.
+    """
+    for writer in writers:
+        files.remove(mark_path(directory, writer))
+
+
+def _read(directory: Path, writer: str, files: Files) -> _Story:
+    story = _Story(writer)
+    paths = files.find(directory, f"[0-9]*-[0-9]*-[0-9]*/{writer}-*{SUFFIX}")
+    paths = sorted([path for path in paths if name_of(path).writer == writer], key=_number)
+    first = _oldest_open(paths, files)
+    for path in paths:
+        if _number(path) < first:
+            continue
+        files.sync_file(path)
+        for found in _items(path, files):
+            if isinstance(found, Damage):
+                story.damage.append((str(path.relative_to(directory)), found))
+            else:
+                story.take(found[1])
+        story.bytes_read += files.size(path)
+    return story
+
+
+def _number(path: Path) -> int:
+    return name_of(path).number
+
+
+def _oldest_open(paths: list[Path], files: Files) -> int:
+    """Return the number of the oldest segment that may hold an open intent, from the newest good header."""
+    for path in reversed(paths):
+        for found in lines_in(files.read(path, 0, HEADER_BYTES)):
+            if isinstance(found, Damage) or kind_of(found[1]) != "H":
+                break
+            try:
+                return header_of(parse(found[1])).oldest_open
+            except ValueError:
+                break
+    return 0
+
+
+def _items(path: Path, files: Files) -> Iterator[tuple[int, bytes] | Damage]:
+    """Yield the lines and damaged stretches of one segment, in reads of READ_BYTES."""
+    size = files.size(path)
+    start = 0
+    while start < size:  # each turn reads at least one line, or the rest of the segment
+        data = files.read(path, start, min(READ_BYTES, size - start))
+        end = start
+        for found in lines_in(data, start):
+            if isinstance(found, Damage):
+                if found.reason == "torn" and end > start and start + len(data) < size:
+                    break  # the rest of the line is in the next read
+                end = found.offset + found.length
+            else:
+                end = found[0] + len(found[1]) + 1
+            yield found
+        if end == start:
+            return
+        start = end
