@@ -104,10 +104,16 @@ class Files:
             return os.pread(file.fileno(), length, offset)
 
     def sync_file(self, path: Path) -> None:
-        """Make durable what another process, which may be gone, has written."""
+        """Make durable what another process, which may be gone, has written, and forget what is cached of it.
+
+        Where that process's own sync failed, the cache may hold bytes that are on no disk, and a second sync
+        says nothing of them. What is read after this comes from the disk.
+        """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 

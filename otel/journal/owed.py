@@ -1,4 +1,4 @@
-"""Owed: the records that a writer numbered and that no sync has covered yet, and who waits for them.
+"""Owed: what a writer still has to do: records that no sync has covered yet, and intents without a bill.
 
 A record stays here, byte for byte, until it is durable: whatever fails in between, the same line is written
 again and never another one in its place.
@@ -51,3 +51,34 @@ class Owed:
         for _, waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(JournalUnavailable(reason, owed=True))
+
+
+class OpenIntents:
+    """Intents without a durable bill, and the segments in which they were written."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self._settling: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        """Return how many have no bill yet."""
+        return len(self._open)
+
+    def open(self, record_id: str, segment: int) -> None:
+        """Note an intent."""
+        self._open[record_id] = segment
+
+    def settle(self, record_id: str, number: int) -> None:
+        """Note its bill, the record `number`; until it is durable, a power loss may open the intent again."""
+        segment = self._open.pop(record_id, None)
+        if segment is not None:
+            self._settling.append((number, segment))
+
+    def forget(self, upto: int) -> None:
+        """Forget the intents whose bills are durable: those up to record `upto`."""
+        while self._settling and self._settling[0][0] <= upto:
+            self._settling.popleft()
+
+    def oldest_segment(self, newest: int) -> int:
+        """Return the number of the oldest segment with an intent that recovery may have to bill."""
+        return min([next(iter(self._open.values()), newest), *[segment for _, segment in self._settling]])

@@ -21,7 +21,7 @@ from typing import Final
 from otel.journal.appending import Segment
 from otel.journal.files import EVERYTHING, Files, reason_of
 from otel.journal.lines import GENESIS, Header, Kind, chain, encode_header, encode_line, previous_of
-from otel.journal.owed import Owed
+from otel.journal.owed import OpenIntents, Owed
 from otel.journal.policy import (
     LINE_BYTES,
     SETTLE_BYTES,
@@ -80,7 +80,7 @@ class JournalWriter:
         self._seal_at_ns = 0
         self._number = 0
         self._previous = GENESIS
-        self._open: dict[str, int] = {}
+        self._intents = OpenIntents()
         self._pinned: int | None = None
         self._owed = Owed()
         self._retired: list[int] = []
@@ -108,7 +108,7 @@ class JournalWriter:
     @property
     def open_intents(self) -> int:
         """How many intents wait for their bill."""
-        return len(self._open)
+        return len(self._intents)
 
     def open(self, sealed: Mapping[str, Head] | None = None) -> None:
         """Make the mark, start the first segment and the syncer, inside a running event loop.
@@ -143,12 +143,12 @@ class JournalWriter:
         self._previous = chain(line)
         self._owed.add(self._number, line)
         if kind == "I":
-            self._open[record_id] = self._segments
+            self._intents.open(record_id, self._segments)
         elif kind == "S":
-            self._open.pop(record_id, None)
+            self._intents.settle(record_id, self._number)
         self._put(line, kind)
         if self._durability == "process" and self._fault is None:
-            self._owed.done(self._number)
+            self._struck(self._number)
         elif kind != "S" and self._durability == "group" and not self._syncing:
             self._request_sync(self._number)  # nobody waits for it yet: it runs beside the provider's work
         return self._number
@@ -233,7 +233,7 @@ class JournalWriter:
         if (full or self._now_ns() >= self._seal_at_ns) and not self._rotate():
             raise JournalUnavailable(self._low_space)
         try:
-            self._segment_now().reserve(size + (len(self._open) + 1) * SETTLE_BYTES)
+            self._segment_now().reserve(size + (len(self._intents) + 1) * SETTLE_BYTES)
         except OSError as fault:
             self._low_space = reason_of(fault)
             raise JournalUnavailable(self._low_space) from fault
@@ -298,7 +298,7 @@ class JournalWriter:
             sealed=dict(sealed or {}),
         )
         path = segment_path(self._directory, now_ns, self.name, self._segments)
-        room = sum([len(line) for _, line in owed]) + len(self._open) * SETTLE_BYTES
+        room = sum([len(line) for _, line in owed]) + len(self._intents) * SETTLE_BYTES
         segment = Segment(self._files, path, encode_header(self._segment_id(), first, previous, header), room)
         try:
             for _, line in owed:
@@ -313,7 +313,7 @@ class JournalWriter:
 
     def _oldest_open(self) -> int:
         """Return the number of the oldest segment that recovery would have to read."""
-        oldest = next(iter(self._open.values()), self._segments)
+        oldest = self._intents.oldest_segment(self._segments)
         return oldest if self._pinned is None else min(oldest, self._pinned)
 
     def _replace_segment(self) -> None:
@@ -354,7 +354,7 @@ class JournalWriter:
         if self._fault is not None:
             raise JournalUnavailable(self._fault)
         if self._durability == "process":
-            self._owed.done(self._number)
+            self._struck(self._number)
         elif not self._syncing:
             self._request_sync(self._number)
 
@@ -383,9 +383,13 @@ class JournalWriter:
         if self._mark_fd >= 0 and self._durability != "process":
             with contextlib.suppress(OSError):  # readers then wait for the next sync
                 self._files.mark(self._mark_fd, job.mark)
-        self._owed.done(job.upto)
+        self._struck(job.upto)
         if len(self._owed) and self._fault is None and self._durability == "group":
             self._request_sync(self._number)
+
+    def _struck(self, upto: int) -> None:
+        self._owed.done(upto)
+        self._intents.forget(upto)
 
     def _sync_failed(self, reason: str) -> None:
         """What was written may or may not be durable: write it again, the same, and sync that."""
