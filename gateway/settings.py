@@ -38,6 +38,25 @@ class ServerSettings(_Section):
     shutdown_grace_s: int = Field(
         30, ge=0, description="How long open requests may go on after SIGTERM, in seconds."
     )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Open connections; above it 503. Less where the process may open few files.",
+    )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1024, description="Request line and headers together, in bytes; above it 431."
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="To a complete head; then 408 if it was begun, in seconds."
+    )
+    keep_alive_s: float = Field(75.0, gt=0, description="Between two requests of a connection, in seconds.")
+    body_idle_timeout_s: float = Field(
+        30.0, gt=0, description="Without a byte of a body; then 408, in seconds."
+    )
+    body_timeout_s: float = Field(300.0, gt=0, description="For a whole body; then 408, in seconds.")
+    write_idle_timeout_s: float = Field(
+        60.0, gt=0, description="Without the client reading; then it is cut off, in seconds."
+    )
 
 
 class JournalSettings(_Section):

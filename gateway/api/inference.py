@@ -79,6 +79,16 @@ class Doors:
         self._served = served
         self._names = {path: f"POST {path}" for path in protocols}
 
+    @property
+    def ids(self) -> Ids:
+        """Where this gateway's ids come from, for whoever answers in front of it."""
+        return self._ids
+
+    @property
+    def refused(self) -> Callable[[Refusal], None]:
+        """What is told of each refusal, for whoever refuses in front of it."""
+        return self._refused
+
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             protocol = self._protocols.get(scope["path"])
@@ -219,7 +229,8 @@ async def read_body(receive: Receive, headers: Sequence[Header], bytes_max: int)
     """Read the whole request body.
 
     Raises:
-        CallerError: 413 above `bytes_max`, declared or sent; 415 for an encoded body; 400 if it was cut off.
+        SpanbillError: 413 above `bytes_max`, declared or sent; 415 for an encoded body; 400 if it was cut
+            off, or what the server says is wrong with it (a `fault` in its disconnect).
     """
     for name, value in headers:
         if name == b"content-length":
@@ -234,6 +245,9 @@ async def read_body(receive: Receive, headers: Sequence[Header], bytes_max: int)
     for _ in range(BODY_PARTS_MAX):
         message = await receive()
         if message["type"] == "http.disconnect":
+            fault = message.get("fault")
+            if isinstance(fault, SpanbillError):
+                raise fault
             raise CallerError("request_cut_off", "the request body ended early", status=400)
         piece: bytes = message.get("body", b"")
         size += len(piece)

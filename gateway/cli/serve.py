@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -15,12 +16,21 @@ from gateway.admission.virtual_keys import KeyEntry
 from gateway.app import create_app
 from gateway.assembly import configured_keys
 from gateway.core.exchange import Identity
+from gateway.front import FrontBounds, front_protocol
 from gateway.logs import LineWriter, configure
 from gateway.settings import Settings, SettingsError
 from otel.journal.segments import JournalLocked, locked
 
-HEADERS_BACKLOG: Final = 2048
-KEEP_ALIVE_S: Final = 75
+try:
+    import resource
+except ImportError:  # Windows counts no files
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger("spanbill.serve")
+
+BACKLOG: Final = 2048
+FILES_KEPT: Final = 64
+"""Files that are not for connections: journal, log, listener, libraries."""
 DEMO_USER: Final = "demo"
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound
 
@@ -51,15 +61,14 @@ def serve_forever(settings: Settings) -> str | None:
             host=settings.server.host,
             port=settings.server.port,
             loop="uvloop" if sys.platform != "win32" else "asyncio",
-            http="httptools",
+            http=front_protocol(_bounds(settings), ids=app.ids, refused=app.refused),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=HEADERS_BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=settings.server.shutdown_grace_s,
         )
     )
@@ -73,6 +82,34 @@ def serve_forever(settings: Settings) -> str | None:
     if not server.started:
         return "the gateway could not start; the log above says why"
     return None
+
+
+def _bounds(settings: Settings) -> FrontBounds:
+    """Return the front's bounds; a connection takes a file, and another one for its provider.
+
+    The limit on files is raised as far as that needs and the system lets it.
+    """
+    server = settings.server
+    room = server.max_connections
+    if resource is not None:
+        files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2 * room + FILES_KEPT
+        if resource.RLIM_INFINITY != files < wanted:
+            files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        if resource.RLIM_INFINITY != files < wanted:
+            room = max(1, (files - FILES_KEPT) // 2)
+    if room < server.max_connections:
+        log.warning("the process may open too few files", extra={"connections": room})
+    return FrontBounds(
+        head_bytes_max=server.max_header_bytes,
+        connections_max=room,
+        head_s=server.header_timeout_s,
+        keep_alive_s=server.keep_alive_s,
+        body_idle_s=server.body_idle_timeout_s,
+        body_total_s=server.body_timeout_s,
+        write_idle_s=server.write_idle_timeout_s,
+    )
 
 
 def _demo_key(settings: Settings) -> tuple[str, KeyEntry] | None:

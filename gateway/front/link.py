@@ -1,0 +1,51 @@
+"""Link: the two facts about a connection that ASGI does not tell an application.
+
+It stands in `scope["extensions"]["spanbill"]` and is the same object for every request of a connection. Both
+facts are set once and never taken back; reading them costs nothing, where a step of `receive()` costs 2 us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+EXTENSION: Final = "spanbill"
+
+
+class Link:
+    """What is known of one connection.
+
+    Attributes:
+        gone: nothing can reach the caller any more.
+        stalled: it was cut off because the caller did not read what was written; `gone` follows.
+    """
+
+    __slots__ = ("gone", "stalled")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.stalled = False
+
+
+class Wire:
+    """The transport as a response sees it: counts what is written, and closes with care.
+
+    Args:
+        write, is_closing: of the transport.
+        close: instead of the transport's own.
+    """
+
+    __slots__ = ("_write", "close", "is_closing", "written")
+
+    def __init__(
+        self, write: Callable[[bytes], None], is_closing: Callable[[], bool], close: Callable[[], None]
+    ) -> None:
+        self._write = write
+        self.is_closing = is_closing
+        self.close = close
+        self.written = 0
+
+    def write(self, data: bytes) -> None:
+        """Write, and count it."""
+        self.written += len(data)
+        self._write(data)
