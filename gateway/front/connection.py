@@ -229,8 +229,12 @@ class Connection(HttpToolsProtocol):
     def _write_stalled(self, now: float) -> bool:
         waiting = self.transport.get_write_buffer_size()
         if not waiting:
-            self._write_since = None
+            if self._write_since is not None:
+                self._write_since = None
+                self._wire.uncount()
             return False
+        if self._write_since is None:
+            self._wire.count(waiting)
         flushed = self._wire.written - waiting
         if self._write_since is None or flushed - self._flushed >= WRITE_PROGRESS_BYTES_MIN:
             self._write_since = now

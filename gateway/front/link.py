@@ -28,24 +28,33 @@ class Link:
 
 
 class Wire:
-    """The transport as a response sees it: counts what is written, and closes with care.
+    """The transport as a response sees it: closes with care, and counts what is written while that matters.
 
     Args:
         write, is_closing: of the transport.
         close: instead of the transport's own.
     """
 
-    __slots__ = ("_write", "close", "is_closing", "written")
+    __slots__ = ("_write", "close", "is_closing", "write", "written")
 
     def __init__(
         self, write: Callable[[bytes], None], is_closing: Callable[[], bool], close: Callable[[], None]
     ) -> None:
         self._write = write
+        self.write = write
         self.is_closing = is_closing
         self.close = close
         self.written = 0
 
-    def write(self, data: bytes) -> None:
-        """Write, and count it."""
+    def count(self, written: int) -> None:
+        """Count from here, beginning with `written`: what is on its way already."""
+        self.written = written
+        self.write = self._count
+
+    def uncount(self) -> None:
+        """Count no more: that costs a call for each write."""
+        self.write = self._write
+
+    def _count(self, data: bytes) -> None:
         self.written += len(data)
         self._write(data)

@@ -49,6 +49,9 @@ class FrontProtocol(Connection):
         self._upgraded = False
         self._seen = 0  # bits of SPECIAL in this head
         self._host: bytes | None = None  # the last one found valid
+        self._target: bytes | None = None  # the last one found valid, and its parts
+        self._path = ""
+        self._raw_path = self._query = b""
         self._head_from = 0  # `_received` where this head began, up to one read
         self._body_from = 0
         self._body_bytes = 0
@@ -68,12 +71,14 @@ class FrontProtocol(Connection):
         if self._head_open:
             if self._received - self._head_from > self._bounds.head_bytes_max:
                 self._refuse(self._head_too_large())
-        elif self._seen & TRANSFER_ENCODING:
-            overhead = self._received - self._body_from - 9 * self._body_bytes
-            if overhead > CHUNK_OVERHEAD_BYTES_MAX:
-                self._refuse(bad("invalid_chunks", "the body has more chunk framing than content"))
-        answered = self._running is None and not self._head_open
-        if answered and self._received - self._discard_from > DISCARD_BYTES_MAX:
+        else:
+            self._bound_body()
+
+    def _bound_body(self) -> None:
+        overhead = self._received - self._body_from - 9 * self._body_bytes
+        if overhead > CHUNK_OVERHEAD_BYTES_MAX and self._seen & TRANSFER_ENCODING:
+            self._refuse(bad("invalid_chunks", "the body has more chunk framing than content"))
+        elif self._running is None and self._received - self._discard_from > DISCARD_BYTES_MAX:
             self._finish()
 
     def _refuse_unparsed(self, wrong: Exception) -> None:
@@ -150,11 +155,12 @@ class FrontProtocol(Connection):
         if self._seen & bit & ONCE:
             self._fail(bad("duplicate_header", "host and framing headers may stand only once"))
         self._seen |= bit
+        if value == self._host and bit == HOST:
+            return
         try:
             if bit == HOST:
-                if value != self._host:
-                    check_host(value)
-                    self._host = value
+                check_host(value)
+                self._host = value
             elif bit & FRAMING:
                 check_framing(bit, value)
             elif bit == EXPECT and value.lower() == b"100-continue":
@@ -164,18 +170,22 @@ class FrontProtocol(Connection):
 
     def on_headers_complete(self) -> None:
         """Check the head and start the request, or let it wait for the answers before it."""
-        parser = self.parser
+        parser, bounds = self.parser, self._bounds
         method, version = parser.get_method(), parser.get_http_version()
-        try:
-            check_head(method, self.url, version, self._seen, self.headers, self._bounds)
-        except SpanbillError as error:
-            self._fail(error)
         if (
-            self._received - self._head_from > self._bounds.head_bytes_max
-            and head_bytes(self.url, self.headers) > self._bounds.head_bytes_max
+            self.url != self._target
+            or version != "1.1"
+            or not self._seen & HOST
+            or len(self.headers) > bounds.headers_max
+            or method == b"CONNECT"
+        ):
+            self._check_new_head(method, version)
+        if (
+            self._received - self._head_from > bounds.head_bytes_max
+            and head_bytes(self.url, self.headers) > bounds.head_bytes_max
         ):
             self._fail(self._head_too_large())
-        if self._running is not None and len(self.pipeline) >= self._bounds.pipelined_max:
+        if self._running is not None and len(self.pipeline) >= bounds.pipelined_max:
             self._fail(self._too_many_waiting())
         if self._seen & UPGRADE:
             self._upgraded = parser.should_upgrade()
@@ -192,11 +202,20 @@ class FrontProtocol(Connection):
             self.pipeline.appendleft((cycle, self.app))
             self._hold_flow()
 
-    def _new_cycle(self, method: bytes, version: str) -> Cycle:
+    def _check_new_head(self, method: bytes, version: str) -> None:
+        """Check a head that is not like the last one, and keep the parts of its target."""
+        try:
+            check_head(method, self.url, version, self._seen, self.headers, self._bounds)
+        except SpanbillError as error:
+            self._fail(error)
         raw_path, _, query = self.url.partition(b"?")
         path = raw_path.decode("ascii")
-        if "%" in path:
-            path = urllib.parse.unquote(path)
+        self._path = self.root_path + (urllib.parse.unquote(path) if "%" in path else path)
+        self._raw_path = self.root_path.encode("ascii") + raw_path
+        self._query = query
+        self._target = self.url
+
+    def _new_cycle(self, method: bytes, version: str) -> Cycle:
         self.scope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -206,9 +225,9 @@ class FrontProtocol(Connection):
             "scheme": self.scheme or "http",
             "method": method.decode("ascii"),
             "root_path": self.root_path,
-            "path": self.root_path + path,
-            "raw_path": self.root_path.encode("ascii") + raw_path,
-            "query_string": query,
+            "path": self._path,
+            "raw_path": self._raw_path,
+            "query_string": self._query,
             "headers": self.headers,
             "state": self.app_state.copy(),
             "extensions": self._extensions,  # type: ignore[typeddict-item]  # values are dicts by the letter
@@ -231,7 +250,9 @@ class FrontProtocol(Connection):
         self._running = cycle
         if self._stopping:
             cycle.keep_alive = False
-        self._start_asgi_task(cycle, self.app)
+        task = self.loop.create_task(cycle.run_asgi(self.app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def _too_many_waiting(self) -> SpanbillError:
         return GatewayFault(

@@ -49,7 +49,7 @@ class Watch:
         loop.call_later(self.every_s, self._tick)
 
     def look(self) -> None:
-        """Look at every connection once; 0.2 us each."""
+        """Look at every connection once; half a microsecond each."""
         now = self._clock()
         elapsed_s = now - self.now
         self.now = now
