@@ -17,20 +17,30 @@ from tests.gateway_process import KEYS
 
 CHAT = "/v1/chat/completions"
 READ_S = 20.0
-ANSWER = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "counted-1",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
-    }
-).encode()
+HUGE_BYTES = 6 * 2**20
+"""More than the kernel takes for a client that does not read."""
+
+
+def answer_of(content: str) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "counted-1",
+            "choices": [choice],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+        }
+    ).encode()
+
+
+ANSWER = answer_of("ok")
+HUGE_ANSWER = answer_of("x" * HUGE_BYTES)
 
 
 class CountingProvider:
-    """Answers every POST and counts it; can be made to wait before it answers."""
+    """Answers every POST and counts it, `counted-huge` at length; can be made to wait before it answers."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -43,15 +53,17 @@ class CountingProvider:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"]))
+                body = self.rfile.read(int(self.headers["content-length"]))
+                answer = HUGE_ANSWER if b"counted-huge" in body else ANSWER
                 provider.calls += 1
                 provider.called.set()
                 assert provider.go.wait(READ_S)
                 self.send_response(200)
                 self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(ANSWER)))
+                self.send_header("content-length", str(len(answer)))
                 self.end_headers()
-                self.wfile.write(ANSWER)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.wfile.write(answer)
 
             def log_message(self, *_: Any) -> None:
                 pass
