@@ -224,6 +224,50 @@ async def test_a_head_of_a_byte_now_and_then_gets_no_more_time() -> None:
     assert bench.now < 1000 + len(HEAD)  # else the deadline was none
 
 
+async def test_a_head_has_the_rest_of_the_time_that_its_connection_waited() -> None:
+    bench = Bench()
+    protocol, transport = bench.connect()
+    await bench.wait(BOUNDS.head_s - 1)
+    protocol.data_received(HEAD)
+    await bench.wait(1 + 3 * LOOK_S)
+    assert statuses(transport) == [408]
+
+
+async def test_what_begins_between_two_looks_has_its_whole_time() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.now += 0.9 * LOOK_S
+    _, transport = bench.connect()  # stamped with the look before
+    began = bench.now
+    bench.now += 0.1 * LOOK_S  # the looks go on at their own pace
+    for _ in range(1000):
+        bench._class.front.watch.look()
+        await bench.turn()
+        if transport.ended:
+            break
+        bench.now += LOOK_S
+    assert BOUNDS.head_s <= bench.now - began <= BOUNDS.head_s + 2 * LOOK_S
+
+
+async def test_a_body_that_the_application_does_not_take_is_nobodys_delay() -> None:
+    bench = Bench()
+    bench.app.reads_body = False
+    bench.app.go.clear()
+    protocol, transport = bench.connect()
+    protocol.data_received(HEAD + b"Content-Length: 200000\r\n\r\n" + b"x" * 100_000)
+    await bench.turn()
+    assert not transport.reading
+    await bench.wait(2 * BOUNDS.body_total_s)
+    assert not transport.ended
+    bench.app.go.set()
+    await bench.turn()
+    assert statuses(transport) == [200]
+    assert transport.reading
+    protocol.data_received(b"x" * 100_000 + GET)
+    await bench.turn()
+    assert statuses(transport) == [200, 200]
+
+
 async def test_a_body_of_a_byte_now_and_then_ends_with_the_total() -> None:
     bench = Bench()
     protocol, transport = bench.connect()
@@ -292,6 +336,22 @@ async def test_a_client_that_reads_slowly_is_left_alone_and_one_that_reads_a_byt
             if not transport.aborted:
                 transport.unread -= step
         assert transport.aborted is not alive
+
+
+async def test_a_client_as_slow_as_its_stream_is_left_alone() -> None:
+    bench = Bench()
+    bench.app.go.clear()
+    protocol, transport = bench.connect()
+    transport.reads = False
+    protocol.data_received(GET)
+    protocol._wire.write(b"x" * 50_000)  # as a stream does
+    for _ in range(10):
+        await bench.wait(BOUNDS.write_idle_s / 2)
+        transport.unread -= 10_000  # it reads,
+        protocol._wire.write(b"x" * 10_000)  # and as much is written
+    assert not transport.aborted
+    await bench.wait(BOUNDS.write_idle_s + 3 * LOOK_S)
+    assert transport.aborted
 
 
 async def test_a_client_that_leaves_is_gone_and_not_stalled() -> None:
@@ -497,6 +557,14 @@ async def test_stopping_ends_what_waits_and_lets_one_answer_finish() -> None:
     assert answers(busy[1])[0].headers["connection"] == "close"
     assert busy[1].closing
     assert not bench.state.connections
+
+
+async def test_connect_is_refused_also_for_a_target_that_was_served() -> None:
+    bench = Bench()
+    protocol, transport = bench.connect()
+    protocol.data_received(GET + b"CONNECT /x HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+    await bench.turn()
+    assert statuses(transport) == [200, 400]
 
 
 async def test_a_refusal_tells_no_query_and_no_user_of_a_url() -> None:
