@@ -161,12 +161,10 @@ class Serving:
             await self._record_fault(lane, fault, Reply())
             raise
         reply = admitted.protocol.read_reply(upstream.status, body, lane.dialect)
-        gone = caller.left()
-        if gone:
+        gone = caller.why if caller.left() else None
+        if gone is not None:
             reply = drained(reply)
-        ending = ending_of_reply(
-            upstream.status, reply, billable=admitted.protocol.billable, client_gone=gone
-        )
+        ending = ending_of_reply(upstream.status, reply, billable=admitted.protocol.billable, gone=gone)
         exchange, sequence = self._settle(lane, ending, reply)
         await self._stages.recorder.durable(sequence)
         await caller.start(
@@ -210,15 +208,15 @@ class Serving:
             fault = broken
         tail = meter.finish()
         reply = tail.reply
-        gone = caller.left()
-        if gone:
+        gone = caller.why if caller.left() else None
+        if gone is not None:
             reply = drained(reply)
         if self._not_kept:
             ending = NOT_KEPT
         elif fault is not None and not reply.complete:
             ending = ending_of_fault(fault)
         else:
-            ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, client_gone=gone)
+            ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, gone=gone)
         _, sequence = self._settle(lane, ending, reply)
         await stages.recorder.durable(sequence)
         if ending.outcome in ("ok", "client_disconnected") or (
@@ -246,7 +244,7 @@ class Serving:
                 if caller.left_lately(now):
                     drain = drain or self._begin_drain(now)
                     if drain is None or drain.take(len(data), now):
-                        raise _left()
+                        raise _left(caller.why)
         finally:
             if drain is not None:
                 drain.end()
@@ -318,9 +316,9 @@ def _provider_request_id(headers: Sequence[Header]) -> str | None:
     return None
 
 
-def _left() -> UpstreamError:
+def _left(why: str) -> UpstreamError:
     return UpstreamError(
-        "client_disconnected",
+        why,
         "the caller left, and the provider did not end within upstream.drain_*",
         retryable=False,
         sent=True,

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.admission.gate import Gate
 from gateway.api.correlation import Correlation, Ids, begin
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity
@@ -64,6 +65,7 @@ class Doors:
         identify: Callable[[Sequence[Header]], Identity],
         lanes: Callable[[str, str], tuple[Lane, ...]],
         body_bytes_max: int,
+        gate: Gate,
         refused: Callable[[Refusal], None],
         served: Callable[[Mapping[str, Any], Correlation, int, int, int], None],
     ) -> None:
@@ -71,6 +73,7 @@ class Doors:
         self._protocols = dict(protocols)
         self._stages = stages
         self._ids = ids
+        self.gate = gate
         self._traces = traces
         self._identify = identify
         self._lanes = lanes
@@ -102,10 +105,11 @@ class Doors:
         started_ns, started_unix_ns = stages.monotonic_ns(), stages.now_ns()
         headers: list[Header] = scope["headers"]
         correlation = begin(headers, self._ids, self._traces, self._names[protocol.path])
-        caller = Caller(receive, send)
+        caller = Caller(receive, send, scope.get("extensions", {}).get("spanbill"))
         serving: Serving | None = None
         try:
             admitted = await self._admit(protocol, scope, receive, correlation, started_ns, started_unix_ns)
+            self.gate.enter()
             serving = Serving(stages, admitted, caller)
             await serving.serve()
         except SpanbillError as error:
@@ -123,6 +127,8 @@ class Doors:
             )
             await self._refuse(protocol, caller, correlation, failure, serving, started_ns, started_unix_ns)
         finally:
+            if serving is not None:
+                self.gate.leave()
             if correlation.sampled and self._traces.enabled:
                 self._served(scope, correlation, caller.status, started_unix_ns, stages.now_ns())
 
@@ -210,8 +216,10 @@ class Doors:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
         if error.status == 405:
             headers.append((b"allow", b"POST"))
-        if error.status in (405, 413):
-            headers.append((b"connection", b"close"))  # the rest of the body will not be read
+        if error.status in (405, 413) or self.gate.closed:
+            headers.append(
+                (b"connection", b"close")
+            )  # the rest of the body will not be read, or nothing more
         await caller.start(error.status, headers)
         await caller.body(body, more=False)
 

@@ -7,11 +7,14 @@ import os
 import secrets
 import signal
 import sys
+import time
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import uvicorn
 
+from gateway.admission.gate import Gate
 from gateway.admission.virtual_keys import KeyEntry
 from gateway.app import create_app
 from gateway.assembly import configured_keys
@@ -28,6 +31,8 @@ except ImportError:  # Windows counts no files
 
 log = logging.getLogger("spanbill.serve")
 
+LEFTOVERS_S: Final = 1
+"""How long connections with nothing admitted on them may last beyond the grace: half-sent bodies, scrapes."""
 BACKLOG: Final = 2048
 FILES_KEPT: Final = 64
 """Files that are not for connections: journal, log, listener, libraries."""
@@ -55,7 +60,7 @@ def serve_forever(settings: Settings) -> str | None:
     if demo:
         _greet(settings, demo[0])
     configure(settings.logging.level, lines)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             host=settings.server.host,
@@ -69,8 +74,10 @@ def serve_forever(settings: Settings) -> str | None:
             proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=settings.server.shutdown_grace_s,
-        )
+            timeout_graceful_shutdown=LEFTOVERS_S,
+        ),
+        app.gate,
+        settings.server.shutdown_grace_s,
     )
     for told in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal once more after its orderly stop; that must not end the process by it.
@@ -82,6 +89,34 @@ def serve_forever(settings: Settings) -> str | None:
     if not server.started:
         return "the gateway could not start; the log above says why"
     return None
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which is told to stop in two steps: nothing new is admitted, then what is inside may end.
+
+    Args:
+        grace_s: how long requests that are inside may go on.
+    """
+
+    def __init__(self, config: uvicorn.Config, gate: Gate, grace_s: float) -> None:
+        super().__init__(config)
+        self._gate = gate
+        self._grace_s = grace_s
+        self._stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Close the gate at the first signal; the second one does not wait."""
+        if self._stop_at is not None:
+            super().handle_exit(sig, frame)
+            return
+        self._gate.closed = True
+        self._stop_at = time.monotonic() + self._grace_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop once nothing is inside, or the grace is over."""
+        if self._stop_at is not None and (self._gate.inside == 0 or time.monotonic() >= self._stop_at):
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def _bounds(settings: Settings) -> FrontBounds:

@@ -42,7 +42,7 @@ def ending_of_fault(fault: UpstreamError) -> Ending:
     outcome: Outcome
     if not fault.sent:
         outcome = "upstream_unreachable"
-    elif fault.code == "client_disconnected":  # the caller left, and the drain reached its bounds
+    elif fault.code in ("client_disconnected", "client_stalled"):  # and the drain reached its bounds
         outcome = "client_disconnected"
     elif fault.code == "upstream_timeout":
         outcome = "upstream_timeout"
@@ -53,10 +53,13 @@ def ending_of_fault(fault: UpstreamError) -> Ending:
     return Ending(outcome=outcome, error_type=fault.code, free=not fault.sent)
 
 
-def ending_of_reply(status: int, reply: Reply, *, billable: bool, client_gone: bool) -> Ending:
+def ending_of_reply(status: int, reply: Reply, *, billable: bool, gone: str | None) -> Ending:
     """Return the ending of an exchange that brought a reply, whole or streamed.
 
     An error status is free of charge; an error event inside a 200 is not: tokens may have been made.
+
+    Args:
+        gone: why the caller is not there any more, None if it is.
     """
     if status >= 400:
         return Ending(outcome="upstream_error", error_type=reply.error_type or str(status), free=True)
@@ -64,8 +67,8 @@ def ending_of_reply(status: int, reply: Reply, *, billable: bool, client_gone: b
         return Ending(outcome="upstream_error", error_type=reply.error_type, free=not billable)
     if not reply.complete:
         return Ending(outcome="upstream_incomplete", error_type="upstream_incomplete", free=not billable)
-    if client_gone:
-        return Ending(outcome="client_disconnected", error_type="client_disconnected", free=not billable)
+    if gone is not None:
+        return Ending(outcome="client_disconnected", error_type=gone, free=not billable)
     return Ending(outcome="ok", free=not billable)
 
 

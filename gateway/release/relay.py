@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from typing import Protocol as Interface
 
 import msgspec
 
@@ -62,18 +63,27 @@ class Drain:
         self._drains.count -= 1
 
 
+class Link(Interface):
+    """What a server of ours knows of the connection, as plain attributes; see `gateway.front.link`."""
+
+    gone: bool
+    stalled: bool
+
+
 class Caller:
     """One caller's side of the ASGI connection.
 
     Args:
         receive, send: the ASGI pair, after the request body was read.
+        link: None under a server that has none.
     """
 
-    __slots__ = ("_checked_ns", "_receive", "_send", "gone", "status")
+    __slots__ = ("_checked_ns", "_link", "_receive", "_send", "gone", "status")
 
-    def __init__(self, receive: Receive, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send, link: Link | None = None) -> None:
         self._receive = receive
         self._send = send
+        self._link = link
         self._checked_ns = 0
         self.gone = False
         self.status = 0
@@ -86,10 +96,12 @@ class Caller:
     def left(self) -> bool:
         """Say whether the caller has disconnected, without waiting.
 
-        One step of `receive()` answers at once if a disconnect is pending; otherwise it would wait, and is
-        closed instead. That costs 2 us, where a task that waits for the disconnect costs 30.
+        Without a link, one step of `receive()` answers at once if a disconnect is pending; otherwise it would
+        wait, and is closed instead. That costs 2 us, where a task that waits for the disconnect costs 30.
         """
-        if not self.gone:
+        if self._link is not None:
+            self.gone = self.gone or self._link.gone
+        elif not self.gone:
             step: Any = self._receive()
             try:
                 step.send(None)
@@ -98,6 +110,12 @@ class Caller:
             else:
                 step.close()
         return self.gone
+
+    @property
+    def why(self) -> str:
+        """Why nothing reaches the caller any more: it went, or it stopped reading and was cut off."""
+        stalled = self._link is not None and self._link.stalled
+        return "client_stalled" if stalled else "client_disconnected"
 
     def left_lately(self, now_ns: int) -> bool:
         """As `left`, but look at most every CHECK_EVERY_NS."""
