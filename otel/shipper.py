@@ -11,11 +11,13 @@ refuses for good is put aside in `quarantine/` with the reason, so that one bad 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
@@ -36,6 +38,10 @@ BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
 BATCHES_A_STEP_MAX: Final = 50
+ASIDE_MAX: Final = 10_000
+"""The newest bills in quarantine, remembered so that a batch that comes again puts none aside twice."""
+ASIDE_BYTES: Final = 4 * BATCH_BYTES_MAX
+"""How much of the quarantine's end is read for that after a start."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -97,6 +103,10 @@ def _seconds(retry_after: str | None) -> float | None:
     if retry_after is None or not retry_after.strip().isdigit():
         return None
     return min(float(retry_after), BACKOFF_MAX_S)
+
+
+class _Aside(msgspec.Struct):
+    spans: list[msgspec.Raw] = msgspec.field(name="resourceSpans")
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +192,8 @@ class Shipper:
         self._reader = reader
         self._cursor = cursor
         self._endpoint = endpoint
-        self._quarantine = quarantine
+        self._quarantine = quarantine / "refused.jsonl"
+        self._aside: dict[bytes, None] | None = None
         self._files = files or Files()
         self._client = client
         self._jitter = jitter
@@ -298,13 +309,35 @@ class Shipper:
         return backoff_s(self.stats.failures_in_a_row, self._jitter())
 
     def _put_aside(self, spans: bytes, reason: str, batch: Batch) -> None:
+        if self._aside is None:
+            self._aside = self._put_aside_before()
+        digest = blake2b(spans, digest_size=16).digest()
+        if digest in self._aside:
+            return  # its batch was held up by something else, and came again
         line = msgspec.json.encode(
             {"reason": reason, "segment": batch.segment, "resourceSpans": [msgspec.Raw(spans)]}
         )
-        self._files.make_directory(self._quarantine)
-        self._files.append(self._quarantine / "refused.jsonl", line + b"\n")
+        self._files.make_directory(self._quarantine.parent)
+        self._files.append(self._quarantine, line + b"\n")
+        self._aside[digest] = None
+        if len(self._aside) > ASIDE_MAX:
+            del self._aside[next(iter(self._aside))]
         self.stats.quarantined += 1
         log.error(
             "the Collector refuses a bill; it is in quarantine",
             extra={"why": reason, "segment": batch.segment},
         )
+
+    def _put_aside_before(self) -> dict[bytes, None]:
+        """Return what the quarantine's end holds: of batches whose cursor was not saved before a restart."""
+        try:
+            size = self._files.size(self._quarantine)
+            data = self._files.read(self._quarantine, max(0, size - ASIDE_BYTES), ASIDE_BYTES)
+        except FileNotFoundError:
+            return {}
+        found: dict[bytes, None] = {}
+        for line in data.split(b"\n"):
+            with contextlib.suppress(msgspec.MsgspecError):  # the first may be cut, and one can be torn
+                for spans in msgspec.json.decode(line, type=_Aside).spans:
+                    found[blake2b(bytes(spans), digest_size=16).digest()] = None
+        return found

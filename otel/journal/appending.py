@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from otel.journal.files import Files
+from otel.journal.segments import name_of
 
 RESERVE_STEP: Final = 4 * 1024 * 1024
 """How much more space is set aside at once: about every thousandth request."""
@@ -22,14 +23,21 @@ class Segment:
 
     Args:
         room: how much must fit behind the header, in bytes.
+        first: number of its first record.
+        previous: file name of the writer's segment before it.
 
     Raises:
         OSError: there is no such segment.
     """
 
-    def __init__(self, files: Files, path: Path, header: bytes, room: int) -> None:
+    def __init__(
+        self, files: Files, path: Path, header: bytes, room: int, *, first: int, previous: str | None
+    ) -> None:
         self._files = files
         self.path = path
+        self.number = name_of(path).number
+        self.first = first
+        self.previous = previous
         self.header_bytes = len(header)
         self.size = 0
         self._reserved = 0
@@ -40,9 +48,7 @@ class Segment:
             self.append(header)
             files.sync_directory(path.parent)
         except OSError:
-            with contextlib.suppress(OSError):
-                files.close(self.fd)
-                files.remove(path)  # nothing was promised of it, and a bad disk must not fill with such
+            self.discard()
             raise
 
     @property
@@ -76,6 +82,17 @@ class Segment:
         except OSError:
             self._files.reserve(self.fd, self._reserved, more)
             self._reserved += more
+
+    def discard(self) -> None:
+        """Close and remove it: nothing was promised of it, and a bad disk must not fill with such."""
+        with contextlib.suppress(OSError):
+            self._files.close(self.fd)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove its name; the descriptor stays."""
+        with contextlib.suppress(OSError):
+            self._files.remove(self.path)
 
     def seal(self) -> int:
         """Give back the space behind the end; return the descriptor, to be synced and closed."""

@@ -1,7 +1,7 @@
 """Owed: what a writer still has to do: records that no sync has covered yet, and intents without a bill.
 
 A record stays here, byte for byte, until it is durable: whatever fails in between, the same line is written
-again and never another one in its place.
+again and never another one in its place. An intent stays open until its bill is durable.
 """
 
 from __future__ import annotations
@@ -54,31 +54,36 @@ class Owed:
 
 
 class OpenIntents:
-    """Intents without a durable bill, and the segments in which they were written."""
+    """The intents that wait for their bill, each with the number of the segment that it began in."""
 
     def __init__(self) -> None:
+        self.pinned: int | None = None
         self._open: dict[str, int] = {}
-        self._settling: deque[tuple[int, int]] = deque()
+        self._closing: deque[tuple[int, int]] = deque()
 
     def __len__(self) -> int:
-        """Return how many have no bill yet."""
         return len(self._open)
 
-    def open(self, record_id: str, segment: int) -> None:
-        """Note an intent."""
+    def begin(self, record_id: str, segment: int) -> None:
+        """Note an intent in `segment`, or in a later one: too low a number costs recovery a look."""
         self._open[record_id] = segment
 
     def settle(self, record_id: str, number: int) -> None:
-        """Note its bill, the record `number`; until it is durable, a power loss may open the intent again."""
+        """Note that the bill is written, as record `number`."""
         segment = self._open.pop(record_id, None)
         if segment is not None:
-            self._settling.append((number, segment))
+            self._closing.append((number, segment))
 
-    def forget(self, upto: int) -> None:
-        """Forget the intents whose bills are durable: those up to record `upto`."""
-        while self._settling and self._settling[0][0] <= upto:
-            self._settling.popleft()
+    def oldest(self, newest: int, durable_number: int) -> int:
+        """Return the number of the oldest segment that recovery would have to read.
 
-    def oldest_segment(self, newest: int) -> int:
-        """Return the number of the oldest segment with an intent that recovery may have to bill."""
-        return min([next(iter(self._open.values()), newest), *[segment for _, segment in self._settling]])
+        An intent whose bill is not durable is as good as open: a power loss can take the bill and leave it.
+
+        Args:
+            newest: the number to return where nothing is open.
+        """
+        closing = self._closing  # bounded by the bills of one segment: asked with every new one
+        while closing and closing[0][0] <= durable_number:
+            closing.popleft()
+        found = [next(iter(self._open.values()), newest), *[segment for _, segment in closing]]
+        return min(found) if self.pinned is None else min(*found, self.pinned)

@@ -144,7 +144,9 @@ def _new_bill(line: bytes, seen: int) -> tuple[bytes | None, int]:
     """Return the spans of a line that was not passed before, and the number passed without a gap after it."""
     number = number_of(line)
     if kind_of(line) == "H":
-        return None, max(seen, number - 1)  # what stands before a header's number will not come again
+        # What stands before it may still come again, if it was not seen: after a failed sync, in a later
+        # segment. Only the first header ever read says where to begin.
+        return None, seen or number - 1
     if number <= seen:
         return None, seen
     return spans_of(line), number if number == seen + 1 else seen

@@ -64,7 +64,7 @@ class _Story:
         self.head: tuple[int, str] | None = None
         self.settled: set[str] = set()
         self.calls: dict[str, bytes] = {}
-        self.progress: dict[str, bytes] = {}
+        self.progress: dict[str, tuple[int, bytes]] = {}
         self.damage: list[tuple[str, Damage]] = []
         self.bytes_read = 0
 
@@ -83,8 +83,8 @@ class _Story:
             return  # written again after a failed sync
         elif kind == "I":
             self.calls.setdefault(record.id, bytes(record.d))
-        elif record.id in self.calls:
-            self.progress[record.id] = bytes(record.d)
+        elif record.id in self.calls and record.n > self.progress.get(record.id, (0, b""))[0]:
+            self.progress[record.id] = (record.n, bytes(record.d))  # a copy of an older one may come later
 
 
 def scan(directory: Path, files: Files) -> Findings:
@@ -105,7 +105,10 @@ def scan(directory: Path, files: Files) -> Findings:
         heads={story.writer: story.head for story in lost if story.head is not None},
         open_intents=tuple(
             OpenIntent(
-                record_id=record_id, writer=story.writer, call=call, progress=story.progress.get(record_id)
+                record_id=record_id,
+                writer=story.writer,
+                call=call,
+                progress=story.progress.get(record_id, (0, None))[1],
             )
             for story in lost
             for record_id, call in story.calls.items()

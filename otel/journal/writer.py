@@ -33,7 +33,7 @@ from otel.journal.policy import (
     seal_at_ns,
 )
 from otel.journal.segments import JournalUnavailable, mark_of, mark_path, segment_path
-from otel.journal.syncing import Done, Syncer, SyncJob, SyncThread
+from otel.journal.syncing import Done, Syncer, SyncJob, SyncThread, do
 
 Head = tuple[int, str]
 """Number and hash of a writer's newest record."""
@@ -80,12 +80,12 @@ class JournalWriter:
         self._seal_at_ns = 0
         self._number = 0
         self._previous = GENESIS
-        self._intents = OpenIntents()
-        self._pinned: int | None = None
+        self._open = OpenIntents()
         self._owed = Owed()
         self._retired: list[int] = []
         self._syncing = False
         self._sync_failures = 0
+        self._trusted_from = 0
         self._breaks = 0
         self._fault: str | None = None
         self._low_space: str | None = None
@@ -108,7 +108,7 @@ class JournalWriter:
     @property
     def open_intents(self) -> int:
         """How many intents wait for their bill."""
-        return len(self._intents)
+        return len(self._open)
 
     def open(self, sealed: Mapping[str, Head] | None = None) -> None:
         """Make the mark, start the first segment and the syncer, inside a running event loop.
@@ -143,12 +143,12 @@ class JournalWriter:
         self._previous = chain(line)
         self._owed.add(self._number, line)
         if kind == "I":
-            self._intents.open(record_id, self._segments)
+            self._open.begin(record_id, self._segment_now().number)
         elif kind == "S":
-            self._intents.settle(record_id, self._number)
+            self._open.settle(record_id, self._number)
         self._put(line, kind)
         if self._durability == "process" and self._fault is None:
-            self._struck(self._number)
+            self._owed.done(self._number)
         elif kind != "S" and self._durability == "group" and not self._syncing:
             self._request_sync(self._number)  # nobody waits for it yet: it runs beside the provider's work
         return self._number
@@ -180,6 +180,8 @@ class JournalWriter:
             self._rotate()
         try:
             free = self._files.free_bytes(self._directory)
+            if self._low_space is not None and self._segment is not None:  # free is not yet to be had
+                self._segment.reserve(LINE_BYTES + (len(self._open) + 1) * SETTLE_BYTES)
         except OSError as fault:
             self._low_space = reason_of(fault)
             return
@@ -188,11 +190,11 @@ class JournalWriter:
 
     def pin(self) -> None:
         """Keep what is written from now on in sight of recovery, until `unpin`."""
-        self._pinned = self._segments
+        self._open.pinned = self._segment_now().number
 
     def unpin(self) -> None:
         """Let recovery forget what was pinned."""
-        self._pinned = None
+        self._open.pinned = None
 
     def close(self) -> None:
         """Sync, seal and stop; safe to call twice. The mark stays for recovery to retire."""
@@ -205,13 +207,9 @@ class JournalWriter:
         if self._segment is not None:
             self._retired.append(self._segment.seal())
             self._segment = None
-        for fd in self._retired:
-            try:
-                self._files.sync(fd)
-                self._files.close(fd)
-            except OSError as fault:
-                self._fault = reason_of(fault)
-        self._retired = []
+        fds, self._retired = tuple(self._retired), []
+        failed = do(self._files, SyncJob(fds=fds, retired=len(fds), upto=self._number, mark=0))
+        self._fault = self._fault if failed is None else reason_of(failed)
         if self._mark_fd >= 0:
             self._files.close(self._mark_fd)
             self._mark_fd = -1
@@ -233,7 +231,7 @@ class JournalWriter:
         if (full or self._now_ns() >= self._seal_at_ns) and not self._rotate():
             raise JournalUnavailable(self._low_space)
         try:
-            self._segment_now().reserve(size + (len(self._intents) + 1) * SETTLE_BYTES)
+            self._segment_now().reserve(size + (len(self._open) + 1) * SETTLE_BYTES)
         except OSError as fault:
             self._low_space = reason_of(fault)
             raise JournalUnavailable(self._low_space) from fault
@@ -294,27 +292,22 @@ class JournalWriter:
             segment=self._segments,
             previous_segment=self._last_segment,
             created_unix_ns=str(now_ns),
-            oldest_open=self._oldest_open(),
+            oldest_open=self._open.oldest(self._segments, self._owed.durable_number),
             sealed=dict(sealed or {}),
         )
         path = segment_path(self._directory, now_ns, self.name, self._segments)
-        room = sum([len(line) for _, line in owed]) + len(self._intents) * SETTLE_BYTES
-        segment = Segment(self._files, path, encode_header(self._segment_id(), first, previous, header), room)
+        room = sum([len(line) for _, line in owed]) + len(self._open) * SETTLE_BYTES
+        start = encode_header(self._segment_id(), first, previous, header)
+        segment = Segment(self._files, path, start, room, first=first, previous=self._last_segment)
         try:
             for _, line in owed:
                 segment.append(line)
         except OSError:
-            self._retired.append(segment.seal())
-            self._last_segment = path.name
+            segment.discard()
             raise
         self._segment = segment
         self._last_segment = path.name
         self._seal_at_ns = seal_at_ns(now_ns)
-
-    def _oldest_open(self) -> int:
-        """Return the number of the oldest segment that recovery would have to read."""
-        oldest = self._intents.oldest_segment(self._segments)
-        return oldest if self._pinned is None else min(oldest, self._pinned)
 
     def _replace_segment(self) -> None:
         """Seal the segment and write all that is owed to the next.
@@ -322,16 +315,20 @@ class JournalWriter:
         Raises:
             JournalUnavailable: after TRIES_MAX new segments; what was numbered stays owed.
         """
+        old, self._segment = self._segment, None
+        useless = old is not None and old.first > self._owed.durable_number
+        if old is not None:
+            self._retired.append(old.seal())
+            self._last_segment = old.previous if useless else self._last_segment
         for _ in range(TRIES_MAX):
-            if self._segment is not None:
-                self._retired.append(self._segment.seal())
-                self._segment = None
             try:
                 self._start_segment(owed=self._owed.lines)
             except OSError as fault:
                 self._last_reason = reason_of(fault)
                 continue
             self._fault = None
+            if old is not None and useless:  # the new one has all of it: a bad disk must not fill with such
+                old.forget()
             return
         self._broken(self._last_reason)
         raise JournalUnavailable(self._fault, owed=True)
@@ -354,7 +351,7 @@ class JournalWriter:
         if self._fault is not None:
             raise JournalUnavailable(self._fault)
         if self._durability == "process":
-            self._struck(self._number)
+            self._owed.done(self._number)
         elif not self._syncing:
             self._request_sync(self._number)
 
@@ -364,16 +361,14 @@ class JournalWriter:
         if self._syncer is None or self._segment is None:
             return  # closing: `close` syncs
         self._syncing = True
-        job = SyncJob(
-            fds=(*self._retired, self._segment.fd),
-            retired=len(self._retired),
-            upto=upto,
-            mark=mark_of(self._segments, self._segment.size),
-        )
-        self._retired = []
-        self._syncer.submit(job)
+        retired, self._retired = self._retired, []
+        mark = mark_of(self._segment.number, self._segment.size)
+        fds = (*retired, self._segment.fd)
+        self._syncer.submit(SyncJob(fds=fds, retired=len(retired), upto=upto, mark=mark))
 
     def _synced(self, job: SyncJob, failed: OSError | None) -> None:
+        if self._syncer is None or job.mark < self._trusted_from:
+            return  # closed, or written again since: a sync after a failed one proves nothing
         self._syncing = False
         self.syncs += 1
         if failed is not None:
@@ -383,16 +378,13 @@ class JournalWriter:
         if self._mark_fd >= 0 and self._durability != "process":
             with contextlib.suppress(OSError):  # readers then wait for the next sync
                 self._files.mark(self._mark_fd, job.mark)
-        self._struck(job.upto)
+        self._owed.done(job.upto)
         if len(self._owed) and self._fault is None and self._durability == "group":
             self._request_sync(self._number)
 
-    def _struck(self, upto: int) -> None:
-        self._owed.done(upto)
-        self._intents.forget(upto)
-
     def _sync_failed(self, reason: str) -> None:
         """What was written may or may not be durable: write it again, the same, and sync that."""
+        self._trusted_from = mark_of(self._segments + 1, 0)
         self._sync_failures += 1
         self._last_reason = reason
         if self._sync_failures >= TRIES_MAX:
