@@ -61,10 +61,13 @@ class Reader:
 
         The iterator ends when all that is durable has been yielded. Move the cursor before asking for more.
         """
+        begun: set[str] = set()
         for path, limit, sealed in self._limits():
-            name = self._name(path)
+            name, writer = self._name(path), name_of(path).writer
             if self._cursor[name] < limit:
-                yield from self._batches_of(path, name, limit, sealed, lines_max, bytes_max)
+                first = writer not in begun
+                yield from self._batches_of(path, name, limit, sealed, first, lines_max, bytes_max)
+            begun.add(writer)
 
     def pending_bytes(self) -> int:
         """Return how many durable bytes the cursor has not passed yet."""
@@ -101,7 +104,7 @@ class Reader:
         return size
 
     def _batches_of(
-        self, path: Path, name: str, limit: int, sealed: bool, lines_max: int, bytes_max: int
+        self, path: Path, name: str, limit: int, sealed: bool, first: bool, lines_max: int, bytes_max: int
     ) -> Iterator[Batch]:
         writer = name_of(path).writer
         seen = self._cursor.seen(writer)
@@ -121,7 +124,7 @@ class Reader:
                     end = found.offset + found.length
                     continue
                 offset, line = found
-                inner, seen = _new_bill(line, seen)
+                inner, seen = _new_bill(line, seen, first)
                 end = offset + len(line) + 1
                 if inner is None:
                     continue
@@ -140,13 +143,17 @@ def _batch(name: str, writer: str, spans: list[bytes], end: int, seen: int, dama
     return Batch(segment=name, writer=writer, spans=tuple(spans), end=end, seen=seen, damage=tuple(damage))
 
 
-def _new_bill(line: bytes, seen: int) -> tuple[bytes | None, int]:
-    """Return the spans of a line that was not passed before, and the number passed without a gap after it."""
+def _new_bill(line: bytes, seen: int, first: bool) -> tuple[bytes | None, int]:
+    """Return the spans of a line that was not passed before, and the number passed without a gap after it.
+
+    Args:
+        first: the line's segment is the oldest of its writer.
+    """
     number = number_of(line)
     if kind_of(line) == "H":
-        # What stands before it may still come again, if it was not seen: after a failed sync, in a later
-        # segment. Only the first header ever read says where to begin.
-        return None, seen or number - 1
+        # What stands before a later header may still come again: a failed sync lost it. Only the oldest
+        # segment's header says where to begin, and what stood before it was passed and then removed.
+        return None, seen or (number - 1 if first else 0)
     if number <= seen:
         return None, seen
     return spans_of(line), number if number == seen + 1 else seen

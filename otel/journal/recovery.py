@@ -17,7 +17,7 @@ import msgspec
 
 from otel.journal.files import Files
 from otel.journal.lines import Damage, chain, header_of, kind_of, lines_in, parse
-from otel.journal.segments import MARKS, SUFFIX, mark_path, name_of
+from otel.journal.segments import MARKS, mark_path, name_of, segments_in
 
 READ_BYTES = 8 * 1024 * 1024
 """How much of a segment is read at once."""
@@ -131,8 +131,7 @@ def retire(directory: Path, writers: tuple[str, ...], files: Files) -> None:
 
 def _read(directory: Path, writer: str, files: Files) -> _Story:
     story = _Story(writer)
-    paths = files.find(directory, f"[0-9]*-[0-9]*-[0-9]*/{writer}-*{SUFFIX}")
-    paths = sorted([path for path in paths if name_of(path).writer == writer], key=_number)
+    paths = segments_in(directory, files, writer)
     first = _oldest_open(paths, files)
     for path in paths:
         if _number(path) < first:

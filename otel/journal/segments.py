@@ -95,9 +95,19 @@ def readable(name: SegmentName, mark: int | None, size: int) -> int:
     return offset if name.number == number else 0
 
 
-def segments_in(directory: Path, files: Files) -> list[Path]:
-    """Return all segments, oldest day first, and each writer's in the order of their numbers."""
-    return files.find(directory, SEGMENTS)
+def segments_in(directory: Path, files: Files, writer: str | None = None) -> list[Path]:
+    """Return the segments of all writers or of one: the oldest writer first, each one's by their numbers.
+
+    A clock that was set back puts a later segment into an earlier day's folder: only numbers tell the order.
+    A file that is named otherwise is none of ours.
+    """
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in files.find(directory, SEGMENTS):
+        with contextlib.suppress(ValueError):
+            name = name_of(path)
+            if writer is None or name.writer == writer:
+                found.setdefault(name.writer, []).append((name.number, path))
+    return [path for paths in found.values() for _, path in sorted(paths)]
 
 
 @contextlib.contextmanager
