@@ -17,9 +17,10 @@ import httptools
 
 from gateway.core.errors import UpstreamError
 from gateway.providers.decoding import Decoder, decoded_headers, decoder_for
-from gateway.providers.upstream import Header, Timeouts
+from gateway.providers.upstream import HEADERS_MAX, Header, Timeouts, check_head
 
 HEAD_BYTES_MAX: Final = 64 * 1024
+"""Of a head, of trailers, and of what lies between two pieces of a body."""
 BUFFER_BYTES_MAX: Final = 256 * 1024
 """Reading from the provider pauses while this much waits for a slower caller."""
 INFORMATIONAL_MAX: Final = 8
@@ -49,6 +50,7 @@ class Connection(asyncio.Protocol):
         "_keep_alive",
         "_loop",
         "_lost",
+        "_moved",
         "_parser",
         "_paused",
         "_phase",
@@ -56,6 +58,7 @@ class Connection(asyncio.Protocol):
         "_timer",
         "_total_at",
         "_transport",
+        "_unfinished_bytes",
         "_waiter",
         "delimited",
         "idle_since",
@@ -90,8 +93,10 @@ class Connection(asyncio.Protocol):
         self._informational = 0
         self._in_head = True
         self._keep_alive = False
+        self._moved = False
         self._paused = False
         self._sized = False
+        self._unfinished_bytes = 0
         self.delimited = True
         self.reply_headers: list[Header] = []
         self.status = 0
@@ -246,6 +251,7 @@ class Connection(asyncio.Protocol):
         if self._phase == "idle" or self._complete:
             self.abort()  # nobody asked for this
             return
+        self._moved = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as fault:
@@ -255,6 +261,14 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break(_not_http())
             return
+        if self._moved:
+            self._unfinished_bytes = 0
+        else:
+            # A field or trailer that does not end is told by no callback, and the parser keeps all of it.
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > HEAD_BYTES_MAX:
+                self._break(_head_too_large())
+                return
         if not self._in_head:
             self._deadline = min(self._loop.time() + self._idle_s, self._total_at)
             if self._buffered > BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
@@ -303,16 +317,12 @@ class Connection(asyncio.Protocol):
             raise _not_http()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect one header, within HEAD_BYTES_MAX."""
+        """Collect one header, within HEAD_BYTES_MAX; a trailer is bounded too, and dropped."""
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES_MAX:
-            raise UpstreamError(
-                "upstream_protocol",
-                f"the provider's headers are larger than {HEAD_BYTES_MAX} bytes",
-                retryable=False,
-                sent=True,
-            )
-        self._headers.append((name.lower(), value))
+            raise _head_too_large()
+        if self._in_head and len(self._headers) <= HEADERS_MAX:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Take the head, unless it is an informational one."""
@@ -325,6 +335,7 @@ class Connection(asyncio.Protocol):
                 )
             self._headers = []
             return
+        check_head(status, self._headers)
         self.status = status
         for name, value in self._headers:
             if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
@@ -332,10 +343,12 @@ class Connection(asyncio.Protocol):
         self._decoder = decoder_for(self._headers)
         self.reply_headers = self._headers if self._decoder is None else decoded_headers(self._headers)
         self._in_head = False
+        self._moved = True
         self._phase = "body"
 
     def on_body(self, data: bytes) -> None:
         """Keep bytes of the body for the next read."""
+        self._moved = True
         if self._decoder is not None:
             data = self._decoder.feed(data)
             if not data:
@@ -350,6 +363,15 @@ class Connection(asyncio.Protocol):
                 self._decoder.finish()
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
+
+
+def _head_too_large() -> UpstreamError:
+    return UpstreamError(
+        "upstream_protocol",
+        f"the provider's headers are larger than {HEAD_BYTES_MAX} bytes",
+        retryable=False,
+        sent=True,
+    )
 
 
 def _not_http() -> UpstreamError:

@@ -16,7 +16,7 @@ import httpx
 from gateway.core.errors import UpstreamError
 from gateway.providers.decoding import Decoder, decoded_headers, decoder_for
 from gateway.providers.transport import FastTransport, unreachable
-from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
+from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply, check_head
 
 DECODED_BY_NOBODY: Final = b"identity"
 
@@ -125,6 +125,7 @@ class HTTPXTransport:
             ) from fault
         received = [(name.lower(), value) for name, value in response.headers.raw]
         try:
+            check_head(response.status_code, received)
             decoder = decoder_for(received)
         except UpstreamError:
             await response.aclose()

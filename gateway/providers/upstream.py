@@ -12,6 +12,11 @@ from typing import Protocol as Interface
 
 import msgspec
 
+from gateway.core.errors import UpstreamError
+
+HEADERS_MAX = 256
+"""Header fields of one reply; providers send 20 to 40, and common clients refuse more than a few hundred."""
+
 Header = tuple[bytes, bytes]
 """Name in lower case, and value."""
 
@@ -79,3 +84,25 @@ class Transport(Interface):
     async def aclose(self) -> None:
         """Close all connections."""
         ...
+
+
+def check_head(status: int, headers: Sequence[Header]) -> None:
+    """Refuse a head that must not reach the caller.
+
+    A redirect is not relayed either: a client that follows it would take the caller's key to another host.
+
+    Raises:
+        UpstreamError: a redirect, a status that HTTP does not have, or more than HEADERS_MAX headers.
+    """
+    if 300 <= status < 400:
+        raise _refused(
+            f"the provider answered with a redirect ({status}), which is never followed; see base_url"
+        )
+    if not 200 <= status < 600:
+        raise _refused(f"the provider answered with status {status}, which HTTP does not have")
+    if len(headers) > HEADERS_MAX:
+        raise _refused(f"the provider's reply has more than {HEADERS_MAX} headers")
+
+
+def _refused(message: str) -> UpstreamError:
+    return UpstreamError("upstream_protocol", message, retryable=False, sent=True)
