@@ -24,6 +24,8 @@ Facts = TypeVar("Facts")
 
 _any_decoder: Final = msgspec.json.Decoder(float_hook=Decimal)
 _COST_DIGITS_MAX: Final = 40
+_INT_DIGITS_MAX: Final = 400
+"""Far above any count, far below what Python refuses to convert."""
 _MEMBER_BYTES_MIN: Final = len('"model":1,')
 """No member that `unique_members` is asked about can be shorter."""
 _ATTACHMENT: Final = re.compile(rb"[A-Za-z0-9+/]{256,}")
@@ -35,8 +37,8 @@ _top_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def decode(data: bytes | msgspec.Raw) -> Any:
     """Return the JSON value with floats as Decimal, or None if it is not JSON.
 
-    Half a surrogate pair, a broken character or a NaN somewhere in a reply is no reason to lose its usage:
-    what the strict decoder refuses is tried once more, leniently.
+    Half a surrogate pair, a broken character, a NaN or a number of 5,000 digits somewhere in a reply is no
+    reason to lose its usage: what the strict decoder refuses is tried once more, leniently.
     """
     try:
         return _any_decoder.decode(data)
@@ -44,10 +46,18 @@ def decode(data: bytes | msgspec.Raw) -> Any:
         pass
     try:
         return json.loads(
-            bytes(data).decode("utf-8", "replace"), parse_float=Decimal, parse_constant=lambda _: None
+            bytes(data).decode("utf-8", "replace"),
+            parse_float=Decimal,
+            parse_int=_bounded_int,
+            parse_constant=Decimal,  # a NaN that is no count, but no silence either
         )
     except (ValueError, ArithmeticError, RecursionError):
         return None
+
+
+def _bounded_int(digits: str) -> int | Decimal:
+    """Return the integer; a longer one than any count is NaN, and must not cost the reply's others."""
+    return int(digits) if len(digits) <= _INT_DIGITS_MAX else Decimal("NaN")
 
 
 def text(value: object, chars_max: int = TEXT_CHARS_MAX) -> str | None:

@@ -86,8 +86,8 @@ def upstream_body(body: bytes, request: Request, *, model: str, dialect: Dialect
 
 def _with_usage(body: bytes) -> bytes:
     options = msgspec.json.decode(body, type=_AnyOptions).stream_options or {}
-    return msgspec.json.encode({**options, "include_usage": True})
+    return msgspec.json.encode({**options, "include_usage": msgspec.Raw(b"true")})
 
 
 class _AnyOptions(msgspec.Struct):
-    stream_options: dict[str, Any] | None = None
+    stream_options: dict[str, msgspec.Raw] | None = None  # whose members keep their bytes
