@@ -37,6 +37,9 @@ NOT_RELAYED: Final = frozenset(
     }
 )
 
+OURS: Final = b"x-spanbill-"
+"""A provider that sends such a header, a gateway of this kind or a liar, must not speak for this one."""
+
 
 def reply_headers(
     provider_headers: Sequence[Header],
@@ -52,7 +55,11 @@ def reply_headers(
         exchange: the settled exchange of a whole reply, whose cost the headers tell; None for a stream.
         lane: for a stream, (provider, model) of the attempt.
     """
-    headers = [header for header in provider_headers if header[0] not in NOT_RELAYED]
+    headers = [
+        header
+        for header in provider_headers
+        if header[0] not in NOT_RELAYED and not header[0].startswith(OURS)
+    ]
     headers += ids
     if content_length is not None:
         headers.append((b"content-length", b"%d" % content_length))
