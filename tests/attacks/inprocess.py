@@ -1,0 +1,199 @@
+"""The gateway in this process, its own transport and sockets included, and a caller that notes everything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from gateway.api.inference import Doors
+from gateway.app import create_app
+from gateway.core.usage import COUNT_MAX
+from gateway.logs import LineWriter
+from gateway.settings import (
+    JournalSettings,
+    LoggingSettings,
+    PricesSettings,
+    ProviderSettings,
+    Settings,
+    UpstreamSettings,
+)
+from tests.attacks.chaos import Chaos
+from tests.attacks.wires import MODEL, Wire
+from tests.gateway_process import bills_in_journal, journal_lines
+
+KEY = "sk-attack-0001"
+PROVIDER_KEY = "sk-provider-secret-0001"
+ANSWER_S_MAX = 30.0
+COUNTS = (
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.output_tokens",
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.cache_write.input_tokens",
+    "gen_ai.usage.reasoning.output_tokens",
+)
+UNCOUNTED = frozenset({"unmetered", "estimated"})
+"""Status of a bill whose usage the provider did not report; which of the two depends on what was received."""
+RATES: dict[str, str | int] = {"input": "1", "output": "2", "cache_read": "0.1", "cache_write": "1.25"}
+
+
+@dataclass
+class Answer:
+    """What one caller got."""
+
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    ended: bool = False
+    bytes_in: int = 0
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    @property
+    def request_id(self) -> str:
+        return dict(self.headers)[b"x-request-id"].decode()
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+def settings_for(folder: Path, chaos: Chaos, **upstream: Any) -> Settings:
+    return Settings(
+        api_keys=SecretStr(f"mallory={KEY}"),
+        journal=JournalSettings(directory=folder, durability="process"),
+        logging=LoggingSettings(requests=True),
+        upstream=UpstreamSettings(transport="fast", **upstream),
+        prices=PricesSettings(overrides={f"chaos/{MODEL}": RATES}),
+        providers={
+            "chaos": ProviderSettings(
+                base_url=chaos.url,
+                api_key=SecretStr(PROVIDER_KEY),
+                models=("chaos-*",),
+                protocols=("chat_completions", "messages"),
+            )
+        },
+    )
+
+
+class Attacked:
+    """A running gateway, its provider and its journal."""
+
+    def __init__(self, app: Doors, chaos: Chaos, journal: Path) -> None:
+        self.app = app
+        self.chaos = chaos
+        self.journal = journal
+
+    async def ask(
+        self,
+        wire: Wire,
+        body: bytes,
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        key: str = KEY,
+        method: str = "POST",
+        keep: bool = True,
+    ) -> Answer:
+        """Send one request; `keep` False counts the body's bytes instead of keeping them."""
+        answer = Answer()
+        asked = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal asked
+            if not asked:
+                asked = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                assert not answer.status, "a second head"
+                answer.status, answer.headers = message["status"], list(message["headers"])
+                return
+            assert not answer.ended, "bytes after the end"
+            answer.bytes_in += len(message["body"])
+            if keep:
+                answer.pieces.append(message["body"])
+            answer.ended = not message.get("more_body", False)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": wire.path,
+            "raw_path": wire.path.encode(),
+            "query_string": b"",
+            "http_version": "1.1",
+            "scheme": "http",
+            "server": ("127.0.0.1", 80),
+            "headers": [(b"authorization", f"Bearer {key}".encode()), *headers],
+            "client": ("127.0.0.1", 1),
+        }
+        async with asyncio.timeout(ANSWER_S_MAX):
+            await self.app(scope, receive, send)
+        return answer
+
+    def bill(self, answer: Answer) -> dict[str, Any]:
+        """Return the one bill of an answer, which must be honest whatever happened."""
+        bill = bills_in_journal(self.journal)[answer.request_id]  # which checks that no bill stands twice
+        assert_honest(bill)
+        return bill
+
+    def intents(self) -> int:
+        return sum(line["j"]["k"] == "I" for line in journal_lines(self.journal))
+
+
+def assert_honest(bill: dict[str, Any]) -> None:
+    """Check what holds of every bill: no negative money, no impossible count, unknown never called zero."""
+    if "billing.cost.usd" in bill:
+        cost = Decimal(bill["billing.cost.usd"])
+        assert cost.is_finite()
+        assert cost >= 0
+    for name in COUNTS:
+        if name in bill:
+            assert type(bill[name]) is int
+            assert 0 <= bill[name] <= COUNT_MAX
+    assert bill["billing.attempts"] == 1
+    if bill["billing.status"] == "unmetered":
+        assert "billing.cost.usd" not in bill
+    if bill["billing.status"] == "estimated":
+        assert bill["billing.usage.source"] == "estimated"
+    if bill["billing.outcome"] == "ok":
+        assert "error.type" not in bill
+    else:
+        assert bill["error.type"]
+
+
+@asynccontextmanager
+async def attacked(
+    folder: Path, chaos: Chaos, lines: LineWriter | None = None, **upstream: Any
+) -> AsyncIterator[Attacked]:
+    """Run a gateway whose only provider is `chaos`."""
+    app = create_app(settings_for(folder, chaos, **upstream), environ={}, lines=lines)
+    started, stopping, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if not started.is_set():
+            return {"type": "lifespan.startup"}
+        await stopping.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: dict[str, Any]) -> None:
+        assert not message["type"].endswith("failed"), message
+        (finished if started.is_set() else started).set()
+
+    life = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
+    await started.wait()
+    try:
+        yield Attacked(app, chaos, folder)
+    finally:
+        stopping.set()
+        await life
+        assert finished.is_set()
