@@ -23,7 +23,7 @@ KEY_ID_HEX: Final = 12
 ANONYMOUS: Final = "anonymous_env_key"
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
-_NAMED: Final = re.compile(r"([A-Za-z0-9_.@+-]{1,64})=(.*[^=].*)", re.DOTALL)
+_NAME: Final = re.compile(r"[A-Za-z0-9_.@+-]{1,64}")
 
 
 class KeyEntry:
@@ -67,8 +67,9 @@ def env_keys(text: str) -> list[KeyEntry]:
         item = part.strip()
         if not item:
             continue
-        named = _NAMED.fullmatch(item)
-        name, key = (named[1], named[2].strip()) if named else (None, item)
+        first, _, rest = item.partition("=")
+        named = rest.strip("=") and _NAME.fullmatch(first)
+        name, key = (first, rest.strip()) if named else (None, item)
         if not _KEY.fullmatch(key):
             raise ValueError(
                 f"key {position} of the list: must be 1 to {KEY_BYTES_MAX} visible ASCII characters"
