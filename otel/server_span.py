@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote_plus
 
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
@@ -16,6 +17,22 @@ from opentelemetry.util.types import AttributeValue
 from otel.traces import Traces
 
 SCOPE: Final = InstrumentationScope("spanbill")
+CREDENTIALS: Final = ("key", "token", "secret", "auth", "pass", "sig", "cred")
+"""A query parameter whose name holds one of these may be a credential."""
+QUERY_CHARS_MAX: Final = 2048
+
+
+def query_without_secrets(raw: bytes) -> str:
+    """Return the query string with the values of what may be credentials as `REDACTED`.
+
+    Source: the semantic conventions of `url.query`. Keys do not belong there, but callers put them there.
+    """
+    shown = []
+    for part in raw[:QUERY_CHARS_MAX].decode("latin-1").split("&"):
+        name, equals, _ = part.partition("=")
+        secret = any(word in unquote_plus(name).lower() for word in CREDENTIALS)
+        shown.append(f"{name}=REDACTED" if equals and secret else part)
+    return "&".join(shown)
 
 
 def server_attributes(scope: Mapping[str, Any], status: int) -> dict[str, AttributeValue]:
@@ -37,7 +54,7 @@ def server_attributes(scope: Mapping[str, Any], status: int) -> dict[str, Attrib
         "http.route": path,
     }
     if scope.get("query_string"):
-        attributes["url.query"] = scope["query_string"].decode("latin-1")
+        attributes["url.query"] = query_without_secrets(scope["query_string"])
     for name, value in scope["headers"]:
         if name == b"user-agent":
             attributes["user_agent.original"] = value.decode("latin-1")

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Span
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -24,6 +25,7 @@ from gateway.api.correlation import CorrelationMiddleware, Ids
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError
 from gateway.core.exchange import Identity
 from gateway.protocols.base import Protocol
+from otel.server_span import query_without_secrets
 
 log = logging.getLogger("spanbill.doors")
 
@@ -74,10 +76,24 @@ def fastapi_app(
     _add_envelopes(app)
     app.add_middleware(CorrelationMiddleware, ids=ids)
     FastAPIInstrumentor.instrument_app(
-        app, tracer_provider=tracer_provider, exclude_spans=["send", "receive"]
+        app,
+        tracer_provider=tracer_provider,
+        exclude_spans=["send", "receive"],
+        server_request_hook=_hide_credentials,
     )
     _document_inference(app, protocols)
     return app
+
+
+def _hide_credentials(span: Span, scope: dict[str, Any]) -> None:
+    if scope.get("query_string") and span.is_recording():
+        query = query_without_secrets(scope["query_string"])
+        # The older conventions, which an operator may choose, have it inside two other attributes.
+        for name, value in (getattr(span, "attributes", None) or {}).items():
+            if name == "url.query":
+                span.set_attribute(name, query)
+            elif name in ("http.url", "http.target") and isinstance(value, str):
+                span.set_attribute(name, f"{value.partition('?')[0]}?{query}")
 
 
 def _add_operations(app: FastAPI, registry: CollectorRegistry, ready: Callable[[], Readiness]) -> None:
