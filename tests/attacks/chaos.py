@@ -140,7 +140,7 @@ async def _request(reader: asyncio.StreamReader) -> Call:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
     body = await reader.readexactly(int(headers["content-length"]))
-    value: Any = json.loads(body)
+    value: Any = json.loads(body, parse_int=str)  # integers of any length
     return Call(path=head[0].split(" ")[1], model=value["model"], headers=headers, body=body)
 
 
