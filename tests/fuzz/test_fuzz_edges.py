@@ -107,8 +107,8 @@ def test_no_list_of_keys_breaks_its_reader_or_is_repeated_in_its_error() -> None
 
 
 HTTP_TOKENS = [
-    b"content-length: 5\r\n", b"transfer-encoding: chunked\r\n", b"HTTP/1.1 ", b"0\r\n\r\n", b";x=y", b" 600 ",
-    b"connection: close\r\n", b"content-encoding: gzip\r\n", b"5\r\nhello\r\n", b"\r\n ",
+    b"content-length: 5\r\n", b"transfer-encoding: chunked\r\n", b"HTTP/1.1 ", b"0\r\n\r\n", b";x=y",
+    b" 600 ", b"connection: close\r\n", b"content-encoding: gzip\r\n", b"5\r\nhello\r\n", b"\r\n ",
 ]  # fmt: skip
 
 
@@ -290,8 +290,8 @@ YAML = [
     b"- 1\n", b"", b"demo: false\nlogging: {level: debug}\n",
 ]  # fmt: skip
 YAML_TOKENS = [
-    *TOKENS, b": ", b"- ", b"&a ", b"*a", b"!!python/object:os.system ", b"2001-99-99", b"0x", b"1e5", b"<<: ",
-    b"|\n", b"---\n", b"%YAML 9\n", b"inf", b".nan", b"'", b"[", b"? ",
+    *TOKENS, b": ", b"- ", b"&a ", b"*a", b"!!python/object:os.system ", b"2001-99-99", b"0x", b"1e5",
+    b"<<: ", b"|\n", b"---\n", b"%YAML 9\n", b"inf", b".nan", b"'", b"[", b"? ",
 ]  # fmt: skip
 
 
