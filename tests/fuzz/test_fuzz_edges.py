@@ -35,7 +35,15 @@ LET_THROUGH = (RecursionError, ValueError, PydanticSettingsError)
 
 
 def test_no_traceparent_breaks_its_reader() -> None:
-    seeds = [TRACEPARENT, TRACEPARENT + b"-more", b"ff" + TRACEPARENT[2:], b"01" + TRACEPARENT[2:] + b"-x"]
+    zero = TRACEPARENT.replace(b"0123456789abcdef0123456789abcdef", b"0" * 32)
+    seeds = [
+        TRACEPARENT,
+        zero,
+        TRACEPARENT[:36] + b"0" * 16 + b"-01",
+        TRACEPARENT + b"-more",
+        b"ff" + TRACEPARENT[2:],
+        b"01" + TRACEPARENT[2:] + b"-x",
+    ]
     valid = 0
 
     def check(chance: random.Random) -> None:
@@ -176,6 +184,7 @@ def test_no_reply_of_a_provider_breaks_the_connection_and_no_cut_changes_it() ->
         b"HTTP/1.1 103 Hints\r\nlink: <a>\r\n\r\n" + sized(b"{}", "429 Slow", "retry-after: 1"),
         head("200 OK", "transfer-encoding: chunked") + chunk(b"x" * 300) + b"0\r\nx-trailer: 1\r\n\r\n",
         b"HTTP/1.0 200 OK\r\n\r\nabc", b"HTTP/1.1 204 No\r\n\r\n", sized(b"", "307 Go", "location: /x"),
+        sized(b"{}") + sized(b"stolen"), sized(b"{}") + head("200 OK") + b"stolen",
     ]  # fmt: skip
     tokens = [*TOKENS, *HTTP_TOKENS]
     whole = 0

@@ -39,6 +39,7 @@ def streams(wire: Wire) -> list[bytes]:
     ]  # fmt: skip
     if wire is CHAT:
         base.append(b'data: {"choices":[],"x_groq":{"usage":{"prompt_tokens":1,"completion_tokens":2}}}\n\n')
+        base.append(b'data: {"error":{"code":"x"},"choices":[],"usage":{"prompt_tokens":1}}\n\n' + wire.end)
         base.append(wire.stream().replace(b'":', b'": ').replace(b',"', b', "'))
     return base
 
