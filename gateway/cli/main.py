@@ -1,18 +1,22 @@
 """Commands: each one reads the settings, says plainly what is wrong with them, and exits with a stated code.
 
-Exit codes: 0 done; 2 wrong usage; 78 the configuration or the journal's folder cannot be used (EX_CONFIG).
+Exit codes: 0 done; 1 verified, and found wanting; 2 wrong usage; 78 the configuration or the journal's
+folder cannot be used (EX_CONFIG).
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from gateway import __version__
 from gateway.cli.serve import serve_forever
+from gateway.cli.verify import verify_journal
 from gateway.settings import Settings, SettingsError, load_settings
+from otel.journal.audit import Logs
 
 EX_CONFIG = 78
 
@@ -50,6 +54,24 @@ def check() -> None:
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+@app.command()
+def verify(
+    journal: Annotated[Path | None, typer.Option(help="Folder; the configured one by default.")] = None,
+    collector_log: Annotated[Path | None, typer.Option(help="OTLP/JSON lines of a Collector.")] = None,
+    upstream_log: Annotated[Path | None, typer.Option(help="JSON lines of calls at a provider.")] = None,
+    client_log: Annotated[Path | None, typer.Option(help="JSON lines of what clients saw.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    strict: Annotated[bool, typer.Option(help="Intents that wait for recovery are a breach.")] = False,
+) -> None:
+    """Say whether the journal is complete and intact; docs/verify.md explains every finding."""
+    directory = journal if journal is not None else _settings().journal.directory
+    logs = Logs(collector=collector_log, upstream=upstream_log, client=client_log)
+    sound = verify_journal(directory, logs, as_json=json, strict=strict)
+    if isinstance(sound, str):
+        _stop(sound)
+    raise SystemExit(0 if sound else 1)
 
 
 def _settings() -> Settings:

@@ -1,0 +1,209 @@
+"""Reconcile: what the folder should hold by other evidence, against what the scan has found in it.
+
+Evidence is what retention wrote down about segments it removed, the heads of dead writers that later boots
+noted in their headers, the writers' own watermarks, and the headers that name the segment before them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from otel.journal.audit.findings import Finding
+from otel.journal.audit.scan import Scan
+from otel.journal.audit.sequence import Missing, hash_of, name_parts
+
+MANIFEST: Final = "removed.jsonl"
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """One line of the manifest: what retention says of a segment that it removed.
+
+    `first` and `last` are record numbers; `hash` is the chain hash of its last record.
+    """
+
+    segment: str
+    first: int | None = None
+    last: int | None = None
+    hash: str = ""
+    bytes: int = 0
+    bills: int = 0
+    cost_pico_usd: int | str = 0
+    removed_unix_ns: int | str = 0
+
+    @property
+    def file(self) -> str:
+        """The name without its day."""
+        return self.segment.rpartition("/")[2]
+
+
+_removed: Final = msgspec.json.Decoder(Removed)
+
+
+def reconcile(scan: Scan, manifest: Iterable[bytes], *, strict: bool = False) -> None:
+    """Finish a scan; adds findings and facts to it.
+
+    Args:
+        manifest: the lines of removed.jsonl, read after the segments were.
+        strict: an intent of a dead writer without a bill is a breach, too.
+    """
+    removed = _read_manifest(scan, manifest)
+    by_writer: dict[str, list[tuple[int, Removed]]] = defaultdict(list)
+    for entry in removed.values():
+        parts = name_parts(entry.file)
+        if parts is not None:
+            by_writer[parts[0]].append((parts[1], entry))
+    for sequence in scan.sequences.values():
+        for missing in sequence.missing:
+            _judge_missing(scan, missing, removed.get(missing.file))
+    for writer in sorted(by_writer.keys() | scan.sequences.keys()):
+        _continuity(scan, writer, sorted(by_writer[writer], key=lambda pair: pair[0]))
+    _heads(scan, by_writer)
+    _watermarks(scan, removed)
+    _open_intents(scan, strict=strict)
+    _without_intent(scan, by_writer)
+    scan.finish()
+
+
+def _read_manifest(scan: Scan, manifest: Iterable[bytes]) -> dict[str, Removed]:
+    removed: dict[str, Removed] = {}
+    offset = 0
+    for line in manifest:
+        at, offset = offset, offset + len(line)
+        if not line.endswith(b"\n"):
+            what = "a line without an end"
+            scan.findings.add(Finding(kind="log_torn", what=what, segment=MANIFEST, offset=at))
+            break
+        try:
+            entry = _removed.decode(line)
+            cost = int(entry.cost_pico_usd)
+        except (msgspec.MsgspecError, ValueError) as fault:
+            _manifest(scan, at, f"a line cannot be read: {fault}")
+            continue
+        before = removed.get(entry.file)
+        if before is not None:
+            if before != msgspec.structs.replace(entry, removed_unix_ns=before.removed_unix_ns):
+                _manifest(scan, at, f"{entry.segment} was removed twice, differently")
+            continue
+        if name_parts(entry.file) is None:
+            _manifest(scan, at, f"{entry.segment!r} is not the name of a segment")
+            continue
+        removed[entry.file] = entry
+        if entry.segment not in scan.sizes:
+            scan.facts.removed_segments += 1
+            scan.facts.removed_bills += entry.bills
+            scan.facts.removed_cost_pico_usd += cost
+    return removed
+
+
+def _manifest(scan: Scan, offset: int | None, what: str) -> None:
+    scan.findings.add(Finding(kind="manifest", what=what, segment=MANIFEST, offset=offset))
+
+
+def _judge_missing(scan: Scan, missing: Missing, entry: Removed | None) -> None:
+    """A header names a segment that is not here: removed by retention, or gone."""
+    if entry is None:
+        what = f"{missing.file}, with records up to {missing.n - 1}, is not here and not in {MANIFEST}"
+        scan.findings.add(missing.named_at.finding("segment_missing", what))
+    elif entry.last == missing.n - 1 and hash_of(entry.hash) != hash_of(missing.p):
+        what = f"{MANIFEST} has another last record of {missing.file} than the next segment's header"
+        scan.findings.add(missing.named_at.finding("manifest", what))
+
+
+def _continuity(scan: Scan, writer: str, entries: list[tuple[int, Removed]]) -> None:
+    """Hold the removed segments to one another and to those that are here: numbers without gaps."""
+    sequence = scan.sequences.get(writer)
+    spans = [(number, entry.first, entry.last, entry) for number, entry in entries]
+    here = {summary.number: summary for summary in sequence.summaries} if sequence is not None else {}
+    reach = 0
+    for _, first, last, entry in sorted(
+        [(s.number, None, s.last, None) for s in here.values()] + [s for s in spans if s[0] not in here],
+        key=lambda span: span[0],
+    ):
+        if entry is not None and first is not None and first > reach + 1:
+            what = f"records {reach + 1} to {first - 1} of {writer} are missing before {entry.segment}"
+            scan.findings.add(Finding(kind="gap", what=what, segment=MANIFEST, record=reach + 1))
+        reach = max(reach, last or 0)
+    for number, entry in entries:
+        found = here.get(number)
+        if found is not None and entry.last == found.last and hash_of(entry.hash) != found.hash:
+            _manifest(scan, None, f"{entry.segment} is here, with another last record")
+    if sequence is None:
+        return
+    for missing in sequence.missing:
+        entry = next((entry for _, entry in entries if entry.file == missing.file), None)
+        last_removed = entry.last if entry is not None else None
+        if last_removed is not None and last_removed < missing.n - 1:
+            what = f"records {last_removed + 1} to {missing.n - 1} are missing before this segment"
+            scan.findings.add(missing.named_at.finding("gap", what))
+
+
+def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
+    """Hold each dead writer to the head that a later boot saw."""
+    for (writer, number, digest), place in scan.sealed.items():
+        sequence = scan.sequences.get(writer)
+        last = sequence.top if sequence is not None else 0
+        found = sequence.head_hash if sequence is not None else hash_of("0" * 16)
+        for _, entry in by_writer.get(writer, []):
+            if entry.last is not None and entry.last > last:
+                last, found = entry.last, hash_of(entry.hash)
+        if last < number:
+            what = f"records {last + 1} to {number} of {writer} are missing at its end"
+            scan.findings.add(place.finding("tail_missing", what))
+        elif last > number:
+            if sequence is not None and sequence.tail == (number, hash_of(digest)):
+                continue  # it died while it wrote lines a second time
+            what = f"{writer} ended at record {number}; now it has {last}"
+            scan.findings.add(place.finding("head", what))
+        elif number and found != hash_of(digest):
+            at = sequence.summaries[-1].name if sequence is not None and sequence.summaries else MANIFEST
+            what = f"the last record of {writer} is not the one that a later boot saw"
+            scan.findings.add(Finding(kind="head", what=what, segment=at, record=number))
+
+
+def _watermarks(scan: Scan, removed: dict[str, Removed]) -> None:
+    """What a writer said to be durable must be here."""
+    names = {name_parts(name.rpartition("/")[2]): name for name in scan.sizes}
+    for writer, said in scan.writers.items():
+        if said.segment is None or said.offset is None or said.segment == 0:
+            continue
+        name = names.get((writer, said.segment))
+        if name is None:
+            if not any(name_parts(file) == (writer, said.segment) for file in removed):
+                what = f"segment {said.segment} of {writer} was durable up to {said.offset} and is not here"
+                scan.findings.add(Finding(kind="segment_missing", what=what, segment=f"writers/{writer}"))
+        elif scan.sizes[name] < said.offset:
+            what = f"it was durable up to {said.offset} and ends at {scan.sizes[name]}"
+            scan.findings.add(Finding(kind="tail_missing", what=what, segment=name, offset=scan.sizes[name]))
+
+
+def _open_intents(scan: Scan, *, strict: bool) -> None:
+    for record_id, intent in scan.pairing.open.items():
+        if scan.is_live(intent.writer):
+            scan.facts.in_flight += 1
+            continue
+        scan.facts.awaiting_recovery += 1
+        kind = "open_intent" if strict else "awaiting_recovery"
+        scan.findings.add(intent.place.finding(kind, "its writer is dead and there is no bill", id=record_id))
+
+
+def _without_intent(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
+    """A bill without an intent is a breach, unless its intent may have stood in a removed segment."""
+    for kind, record_id, writer, place in scan.pairing.unmatched():
+        if _may_be_removed(scan, writer, by_writer):
+            scan.findings.add(place.finding("intent_removed", f"{kind.replace('_', ' ')}", id=record_id))
+        else:
+            scan.findings.add(place.finding(kind, "there is none with this id", id=record_id))
+
+
+def _may_be_removed(scan: Scan, writer: str, by_writer: dict[str, list[tuple[int, Removed]]]) -> bool:
+    if any(other != writer and entries for other, entries in by_writer.items()):
+        return True  # it may have been recovered for a dead writer
+    own = by_writer.get(writer)
+    if not own:
+        return False
+    oldest = scan.sequences[writer].first_oldest_open
+    return oldest is None or oldest <= own[-1][0]

@@ -1,0 +1,1027 @@
+"""The audit says of a sound journal that it is, and of a spoiled one what is wrong and where."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from otel.journal.audit import KINDS, Report, audit_folder
+from otel.journal.audit.findings import SHOWN_MAX
+from otel.journal.audit.scan import in_order, lines_of
+from otel.journal.audit.sequence import RING
+from otel.journal.lines import LINE_BYTES_MAX, chain, encode_line
+from otel.journal.writer import UNDURABLE_MAX
+from tests.journals import (
+    CRC_BYTES,
+    DEAD,
+    LAST,
+    Book,
+    Row,
+    append,
+    append_bill,
+    body_of,
+    copy_of,
+    header_of,
+    make_journal,
+    manifest_line,
+    names,
+    record_id,
+    reheader,
+    remove,
+    replace,
+    resealed,
+    rows,
+)
+
+Where = tuple[str, int | None]
+Plant = Callable[[Path], Where]
+"""Spoils a folder and returns the place (segment, offset) that the audit must name."""
+
+FAULTS: dict[str, tuple[Plant, str, set[str]]] = {}
+
+
+def fault(kind: str, *others: str) -> Callable[[Plant], Plant]:
+    """Register a fault: the kind that must be found at its place, and what else it must cause."""
+
+    def register(plant: Plant) -> Plant:
+        FAULTS[plant.__name__] = (plant, kind, {kind, *others})
+        return plant
+
+    return register
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_journal(tmp_path_factory.mktemp("sound") / "journal")
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return copy_of(sound, tmp_path / "journal")
+
+
+def breaches(report: Report) -> set[str]:
+    return {kind for kind in report.counts if KINDS[kind].verdict != "note"}
+
+
+def place(row: Row) -> Where:
+    return row.segment, row.offset
+
+
+def row_of(folder: Path, number: int, kind: str) -> Row:
+    return next(row for row in rows(folder) if row.id == record_id(number) and row.kind == kind)
+
+
+def in_writer(folder: Path, number: int, writer: str = DEAD) -> Row:
+    """Return the line with a number."""
+    return next(row for row in rows(folder, writer) if row.n == number)
+
+
+# damage, lines taken out, put in, altered
+
+
+@fault("damage", "gap")
+def a_byte_of_a_bill_flipped(folder: Path) -> Where:
+    row = row_of(folder, 5, "S")
+    replace(folder, row, row.raw[:400] + bytes([row.raw[400] ^ 1]) + row.raw[401:])
+    return place(row)
+
+
+@fault("damage")
+def the_last_newline_of_the_journal_altered(folder: Path) -> Where:
+    row = rows(folder, LAST)[-1]
+    replace(folder, row, row.raw[:-1] + b"?")
+    return place(row)
+
+
+@fault("damage")
+def a_stretch_without_newlines_longer_than_any_line(folder: Path) -> Where:
+    row = rows(folder, LAST)[-1]
+    with (folder / row.segment).open("ab") as file:
+        file.write(b"x" * (LINE_BYTES_MAX + 2_000_000) + b"\n")
+    return row.segment, row.offset + len(row.raw)
+
+
+@fault("damage")
+def a_header_damaged(folder: Path) -> Where:
+    row = header_of(folder, names(folder, DEAD)[3])
+    replace(folder, row, row.raw.replace(b'"boot"', b'"boof"'))
+    return place(row)
+
+
+@fault("gap")
+def a_progress_line_deleted(folder: Path) -> Where:
+    row, after = in_writer(folder, 5), in_writer(folder, 6)
+    assert row.kind == "P"
+    replace(folder, row)
+    return after.segment, after.offset - len(row.raw)
+
+
+@fault("gap")
+def a_bill_deleted(folder: Path) -> Where:
+    row, after = in_writer(folder, 6), in_writer(folder, 7)
+    assert row.kind == "S"
+    replace(folder, row)
+    return after.segment, after.offset - len(row.raw)
+
+
+@fault("bill_without_intent", "gap", "progress_without_intent")
+def an_intent_deleted(folder: Path) -> Where:
+    row = in_writer(folder, 4)
+    assert row.kind == "I"
+    replace(folder, row)
+    after = in_writer(folder, 6)
+    return place(after)
+
+
+@fault("chain")
+def a_bill_altered_with_a_new_checksum(folder: Path) -> Where:
+    row = row_of(folder, 5, "S")
+    replace(folder, row, resealed(row.raw, b'"service.name"', b'"service.nome"'))
+    return place(row)
+
+
+@fault("chain")
+def the_last_line_of_a_segment_altered_with_a_new_checksum(folder: Path) -> Where:
+    row = [row for row in rows(folder, DEAD) if row.segment == names(folder, DEAD)[3]][-1]
+    replace(folder, row, resealed(row.raw, b'"service.name"', b'"service.nome"'))
+    return place(row)
+
+
+@fault("head")
+def the_last_line_of_a_dead_writer_altered_with_a_new_checksum(folder: Path) -> Where:
+    row = rows(folder, DEAD)[-1]
+    replace(folder, row, resealed(row.raw, b'"service.name"', b'"service.nome"'))
+    return row.segment, None
+
+
+@fault("head")
+def a_record_added_to_a_dead_writer(folder: Path) -> Where:
+    last = rows(folder, DEAD)[-1]
+    with (folder / last.segment).open("ab") as file:
+        body = json.dumps({"record_id": record_id(0)})
+        file.write(encode_line("P", record_id(21), last.n + 1, chain(last.raw), body))
+    header = header_of(folder, names(folder, LAST)[0])
+    return place(header)
+
+
+@fault("duplicate")
+def a_line_twice_in_a_row(folder: Path) -> Where:
+    row = in_writer(folder, 5)
+    replace(folder, row, row.raw, row.raw)
+    return row.segment, row.offset + len(row.raw)
+
+
+@fault("duplicate")
+def a_line_copied_into_a_later_segment(folder: Path) -> Where:
+    row, later = in_writer(folder, 5), in_writer(folder, 52)
+    replace(folder, later, later.raw, row.raw)
+    return later.segment, later.offset + len(later.raw)
+
+
+@fault("rewrite", "conflict", "chain")
+def a_second_line_with_the_number_of_another(folder: Path) -> Where:
+    row = in_writer(folder, 6)
+    replace(folder, row, resealed(row.raw, b'"service.name"', b'"service.nome"'), row.raw)
+    added = len(resealed(row.raw, b'"service.name"', b'"service.nome"'))
+    return row.segment, row.offset + added
+
+
+@fault("rewrite", "intent_twice", "chain")
+def a_line_rewritten_differently_after_a_failed_sync(folder: Path) -> Where:
+    again = [row for row in rows(folder, DEAD) if row.n == 10]
+    assert len(again) == 2
+    replace(folder, again[1], resealed(again[1].raw, b'"alice"', b'"mallo"'))
+    return place(again[1])
+
+
+@fault("order")
+def two_lines_swapped(folder: Path) -> Where:
+    first, second = in_writer(folder, 5), in_writer(folder, 6)
+    replace(folder, first, second.raw)
+    path = folder / first.segment
+    data = path.read_bytes()
+    at = first.offset + len(second.raw)
+    path.write_bytes(data[:at] + first.raw + data[at + len(second.raw) :])
+    return first.segment, first.offset + len(second.raw)
+
+
+# segments
+
+
+@fault("segment_missing", "bill_without_intent")
+def a_segment_deleted(folder: Path) -> Where:
+    gone, after = names(folder, LAST)[1:3]
+    (folder / gone).unlink()
+    return place(header_of(folder, after))
+
+
+@fault("tail_missing", "bill_without_intent")
+def the_last_segment_of_a_dead_writer_deleted(folder: Path) -> Where:
+    (folder / names(folder, DEAD)[-1]).unlink()
+    return place(header_of(folder, names(folder, LAST)[0]))
+
+
+@fault("tail_missing", "bill_without_intent")
+def a_whole_dead_writer_deleted(folder: Path) -> Where:
+    for name in names(folder, DEAD):
+        (folder / name).unlink()
+    return place(header_of(folder, names(folder, LAST)[0]))
+
+
+@fault("tail_missing")
+def a_dead_writers_last_line_cut_off(folder: Path) -> Where:
+    replace(folder, rows(folder, DEAD)[-1])
+    return place(header_of(folder, names(folder, LAST)[0]))
+
+
+@fault("gap")
+def a_segment_cut_within_a_line(folder: Path) -> Where:
+    name, after = names(folder, DEAD)[3:5]
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-700])
+    return place(header_of(folder, after))
+
+
+@fault("tail_missing")
+def less_than_a_writer_said_was_durable(folder: Path) -> Where:
+    name = names(folder, LAST)[-1]
+    size = (folder / name).stat().st_size
+    watermark(folder, LAST, len(names(folder, LAST)), size + 10)
+    return name, size
+
+
+@fault("segment_missing")
+def the_segment_missing_that_a_writer_said_was_durable(folder: Path) -> Where:
+    watermark(folder, LAST, len(names(folder, LAST)) + 1, 10)
+    return f"writers/{LAST}", None
+
+
+@fault("header")
+def a_segment_renamed(folder: Path) -> Where:
+    name = names(folder, LAST)[-1]
+    to = name.replace("000004", "000005")
+    (folder / name).rename(folder / to)
+    return to, 0
+
+
+@fault("header")
+def a_segment_moved_to_another_day(folder: Path) -> Where:
+    name = names(folder, LAST)[-1]
+    to = "2024-10-05/" + name.partition("/")[2]
+    (folder / "2024-10-05").mkdir()
+    (folder / name).rename(folder / to)
+    return to, 0
+
+
+@fault("segment_twice")
+def a_segment_copied_to_another_day(folder: Path) -> Where:
+    name = names(folder, DEAD)[2]
+    to = "2024-10-05/" + name.partition("/")[2]
+    (folder / "2024-10-05").mkdir()
+    shutil.copyfile(folder / name, folder / to)
+    return to, None
+
+
+@fault("stray")
+def a_file_of_another_name(folder: Path) -> Where:
+    name = names(folder, DEAD)[2]
+    shutil.copyfile(folder / name, (folder / name).parent / "copy of segment 3.jsonl")
+    return name.partition("/")[0] + "/copy of segment 3.jsonl", None
+
+
+@fault("unreadable", "segment_missing", "bill_without_intent")
+def a_segment_that_cannot_be_read(folder: Path) -> Where:
+    name = names(folder, LAST)[1]
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    return name, None
+
+
+@fault("header")
+def a_segment_without_its_header(folder: Path) -> Where:
+    row = header_of(folder, names(folder, DEAD)[3])
+    replace(folder, row)
+    return row.segment, 0
+
+
+@fault("header")
+def a_header_in_the_midst_of_a_segment(folder: Path) -> Where:
+    row, header = in_writer(folder, 52), header_of(folder, names(folder, DEAD)[3])
+    replace(folder, row, header.raw, row.raw)
+    return place(row)
+
+
+@fault("header")
+def a_header_that_hides_its_predecessors(folder: Path) -> Where:
+    return place(reheader(folder, header_of(folder, names(folder, DEAD)[3]), previous_segment=None))
+
+
+@fault("header")
+def a_header_that_follows_an_older_segment(folder: Path) -> Where:
+    older = names(folder, DEAD)[0].partition("/")[2]
+    return place(reheader(folder, header_of(folder, names(folder, DEAD)[3]), previous_segment=older))
+
+
+@fault("header")
+def a_header_that_skips_a_number(folder: Path) -> Where:
+    header = header_of(folder, names(folder, DEAD)[3])
+    return place(reheader(folder, header, n=header_number(folder, header) + 1))
+
+
+@fault("header")
+def a_header_with_another_chain(folder: Path) -> Where:
+    header = header_of(folder, names(folder, DEAD)[3])
+    return place(reheader(folder, header, p="1" * 16))
+
+
+@fault("header")
+def a_header_of_another_format(folder: Path) -> Where:
+    return place(reheader(folder, header_of(folder, names(folder, DEAD)[3]), v=2))
+
+
+# bills and intents
+
+
+@fault("bill_without_intent")
+def a_bill_that_nobody_asked_for(folder: Path) -> Where:
+    return place(append(folder, "S", 500, body_of(folder, 30).replace(record_id(30), record_id(500))))
+
+
+@fault("progress_without_intent")
+def progress_of_nothing(folder: Path) -> Where:
+    return place(append(folder, "P", 500, "{}"))
+
+
+@fault("order")
+def progress_behind_the_bill(folder: Path) -> Where:
+    return place(append(folder, "P", 30, "{}"))
+
+
+@fault("intent_twice")
+def an_intent_for_what_is_billed(folder: Path) -> Where:
+    return place(append(folder, "I", 30, "{}"))
+
+
+@fault("intent_twice")
+def a_second_intent_before_the_bill(folder: Path) -> Where:
+    append(folder, "I", 500, "{}")
+    return place(append(folder, "I", 500, "{}"))
+
+
+@fault("order")
+def a_bill_before_its_intent(folder: Path) -> Where:
+    append(folder, "S", 500, body_of(folder, 30).replace(record_id(30), record_id(500)))
+    return place(append(folder, "I", 500, "{}"))
+
+
+@fault("bill_twice")
+def the_same_bill_a_second_time(folder: Path) -> Where:
+    return place(append(folder, "S", 5, body_of(folder, 5)))
+
+
+@fault("conflict")
+def another_bill_for_one_id(folder: Path) -> Where:
+    return place(append(folder, "S", 5, body_of(folder, 5).replace('"alice"', '"mallory"')))
+
+
+@fault("conflict")
+def another_bill_for_a_recovered_id(folder: Path) -> Where:
+    return place(append(folder, "S", 8, body_of(folder, 8).replace('"alice"', '"mallory"')))
+
+
+@fault("other_ids")
+def a_bill_in_another_trace_than_its_intent(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"traceId":"0', '"traceId":"f')))
+
+
+@fault("record_id")
+def a_span_of_another_bill(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace(record_id(1001), record_id(7))))
+
+
+@fault("record_id")
+def an_intent_of_another_call(folder: Path) -> Where:
+    append(folder, "I", 500, json.dumps({"record_id": record_id(501)}))
+    return place(rows(folder, LAST)[-1])
+
+
+@fault("unknown_kind")
+def a_record_of_an_unknown_kind(folder: Path) -> Where:
+    return place(append(folder, "X", 500, "{}"))
+
+
+@fault("not_a_record")
+def a_line_with_a_good_checksum_that_is_no_record(folder: Path) -> Where:
+    last = rows(folder, LAST)[-1]
+    data = b'{"resourceSpans":[]'
+    with (folder / last.segment).open("ab") as file:
+        file.write(b'%b,"crc":"%08x"}\n' % (data, crc32(data)))
+    return last.segment, last.offset + len(last.raw)
+
+
+@fault("not_otlp")
+def two_spans_in_one_bill(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: f"{text},{text}"))
+
+
+@fault("not_otlp")
+def a_bill_without_a_span(folder: Path) -> Where:
+    append(folder, "I", 500, "{}")
+    return place(append(folder, "S", 500, ""))
+
+
+@fault("not_otlp")
+def an_intent_that_a_collector_would_bill(folder: Path) -> Where:
+    row = append(folder, "I", 500, "{}")
+    spans = b',"resourceSpans":[' + body_of(folder, 30).encode() + b"]"
+    data = row.raw[: -CRC_BYTES - 1] + spans
+    path = folder / row.segment
+    path.write_bytes(path.read_bytes()[: row.offset] + b'%b,"crc":"%08x"}\n' % (data, crc32(data)))
+    return place(row)
+
+
+@fault("not_otlp")
+def a_member_that_otlp_does_not_know(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"kind":3', '"kind":3,"prompt":"hello"')))
+
+
+@fault("not_otlp")
+def a_count_that_is_a_json_number(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"intValue":"130"', '"intValue":130')))
+
+
+@fault("not_otlp")
+def an_attribute_twice(folder: Path) -> Where:
+    pair = '{"key":"billing.outcome","value":{"stringValue":"ok"}}'
+    return place(append_bill(folder, 1, lambda text: text.replace(pair, f"{pair},{pair}")))
+
+
+@fault("not_otlp")
+def an_end_before_the_start(folder: Path) -> Where:
+    return place(
+        append_bill(folder, 1, lambda text: text.replace('endTimeUnixNano":"1', 'endTimeUnixNano":"0'))
+    )
+
+
+@fault("amount")
+def a_negative_count(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"intValue":"130"', '"intValue":"-130"')))
+
+
+# sums
+
+
+COST, LINE = "0.00003000030", "0.00003000009"
+
+
+def sum_of(text: str, name: str) -> str:
+    """Return the string value of a cost attribute."""
+    key = f'{{"key":"{name}","value":{{"stringValue":"'
+    start = text.index(key) + len(key)
+    return text[start : text.index('"', start)]
+
+
+def with_amount(name: str, change: Callable[[str], str]) -> Callable[[str], str]:
+    def alter(text: str) -> str:
+        amount = sum_of(text, name)
+        key = f'{{"key":"{name}","value":{{"stringValue":"'
+        return text.replace(f'{key}{amount}"', f'{key}{change(amount)}"')
+
+    return alter
+
+
+@fault("sum")
+def a_line_one_pico_too_dear(folder: Path) -> Where:
+    dearer = with_amount("billing.cost.input_usd", lambda amount: f"{amount:0<14}"[:-1] + "1")
+    return place(append_bill(folder, 1, dearer))
+
+
+@fault("sum", "double")
+def a_cost_that_is_not_the_sum_of_its_lines(folder: Path) -> Where:
+    return place(append_bill(folder, 1, with_amount("billing.cost.usd", lambda amount: "1" + amount[1:])))
+
+
+@fault("amount", "sum")
+def an_amount_in_scientific_notation(folder: Path) -> Where:
+    return place(append_bill(folder, 1, with_amount("billing.cost.input_usd", lambda _: "3e-5")))
+
+
+@fault("amount", "sum")
+def a_negative_line(folder: Path) -> Where:
+    return place(append_bill(folder, 1, with_amount("billing.cost.input_usd", lambda amount: "-" + amount)))
+
+
+@fault("amount")
+def a_cost_finer_than_a_pico_dollar(folder: Path) -> Where:
+    return place(append_bill(folder, 1, with_amount("billing.cost.usd", lambda amount: f"{amount:0<14}1")))
+
+
+@fault("double")
+def a_double_that_is_not_the_nearest(folder: Path) -> Where:
+    def next_double(text: str) -> str:
+        key = '"gen_ai.usage.cost","value":{"doubleValue":'
+        start = text.index(key) + len(key)
+        end = text.index("}", start)
+        value = float(text[start:end])
+        return f"{text[:start]}{value * (1 + 2**-52)!r}{text[end:]}"
+
+    return place(append_bill(folder, 1, next_double))
+
+
+@fault("double")
+def a_cost_without_its_double(folder: Path) -> Where:
+    return place(
+        append_bill(folder, 1, lambda text: text.replace('"gen_ai.usage.cost"', '"gen_ai.usage.coat"'))
+    )
+
+
+@fault("status")
+def an_unmetered_bill_with_a_cost(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"final"', '"unmetered"')))
+
+
+@fault("status")
+def an_unpriced_bill_with_a_cost(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"final"', '"unpriced"')))
+
+
+@fault("status")
+def a_status_that_does_not_exist(folder: Path) -> Where:
+    return place(append_bill(folder, 1, lambda text: text.replace('"final"', '"paid"')))
+
+
+@fault("status", "sum")
+def a_final_bill_without_a_cost(folder: Path) -> Where:
+    alter = '"billing.cost.usd"', '"billing.coat.usd"'
+    return place(append_bill(folder, 1, lambda text: text.replace(*alter)))
+
+
+# retention
+
+
+def write_manifest(folder: Path, *entries: object) -> None:
+    (folder / "removed.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+@fault("manifest")
+def a_manifest_line_that_cannot_be_read(folder: Path) -> Where:
+    write_manifest(folder, {"segment": 7})
+    return "removed.jsonl", 0
+
+
+@fault("manifest")
+def a_manifest_that_knows_another_last_record(folder: Path) -> Where:
+    gone, after = names(folder, DEAD)[:2]
+    entry = manifest_line(folder, names(folder, DEAD)[3])
+    remove(folder, *names(folder, DEAD)[:3])
+    lines = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    lines[-1]["hash"] = "1" * 16
+    write_manifest(folder, *lines)
+    assert entry["first"] == lines[-1]["last"] + 1
+    assert gone < after
+    return place(header_of(folder, names(folder, DEAD)[0]))
+
+
+@fault("manifest")
+def a_segment_removed_twice_with_different_contents(folder: Path) -> Where:
+    remove(folder, names(folder, DEAD)[0])
+    entry = json.loads((folder / "removed.jsonl").read_text())
+    write_manifest(folder, entry, {**entry, "bills": 1000})
+    return "removed.jsonl", len(json.dumps(entry)) + 1
+
+
+@fault("manifest")
+def a_segment_noted_as_removed_that_is_here_and_differs(folder: Path) -> Where:
+    write_manifest(folder, {**manifest_line(folder, names(folder, DEAD)[0]), "hash": "1" * 16})
+    return "removed.jsonl", None
+
+
+@fault("gap")
+def a_segment_taken_out_of_the_manifest(folder: Path) -> Where:
+    remove(folder, *names(folder, DEAD)[:4])
+    lines = (folder / "removed.jsonl").read_text().splitlines(keepends=True)
+    (folder / "removed.jsonl").write_text("".join(lines[:2] + lines[3:]))
+    return "removed.jsonl", None
+
+
+@fault("segment_missing")
+def a_segment_removed_but_not_noted(folder: Path) -> Where:
+    remove(folder, *names(folder, DEAD)[:3])
+    lines = (folder / "removed.jsonl").read_text().splitlines(keepends=True)
+    (folder / "removed.jsonl").write_text("".join(lines[:2]))
+    return place(header_of(folder, names(folder, DEAD)[0]))
+
+
+def watermark(folder: Path, writer: str, segment: int, offset: int) -> Path:
+    path = folder / "writers" / writer
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes((segment << 40 | offset).to_bytes(8, "little") * 2)
+    return path
+
+
+def header_number(folder: Path, header: Row) -> int:
+    return next(row.n for row in rows(folder) if row.segment == header.segment)
+
+
+def test_a_sound_folder_is_complete_and_intact_without_a_word(sound: Path) -> None:
+    report = audit_folder(sound)
+    assert report.counts == {}
+    assert report.complete
+    assert report.intact
+    own = rows(sound)
+    facts = report.facts
+    assert facts.segments == len(names(sound)) == 10
+    assert facts.records == len(own)
+    assert facts.again == len(own) - len({row.raw for row in own}) == 1
+    assert facts.bills == facts.intents == 36
+    assert sum(facts.bills_by_status.values()) == 36
+
+
+def test_at_least_25_kinds_of_fault_are_planted() -> None:
+    assert len(FAULTS) >= 60
+    assert len({kind for _, kind, _ in FAULTS.values()}) >= 25
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found_and_named_with_its_place(name: str, folder: Path) -> None:
+    plant, kind, kinds = FAULTS[name]
+    segment, offset = plant(folder)
+    report = audit_folder(folder)
+    found = [(finding.kind, finding.segment, finding.offset) for finding in report.findings]
+    assert (kind, segment, offset) in found, found
+    assert breaches(report) == kinds, found
+    verdicts = {KINDS[one].verdict for one in kinds}
+    assert report.complete is ("completeness" not in verdicts)
+    assert report.intact is ("integrity" not in verdicts)
+
+
+# any damage at all
+
+
+def spoiled(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_of(sound, tmp_path_factory.mktemp("spoiled") / "journal")
+
+
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FEW
+@given(data=st.data())
+def test_any_flipped_byte_is_reported_in_its_segment(
+    data: st.DataObject, sound: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = spoiled(sound, tmp_path_factory)
+    name = data.draw(st.sampled_from(names(folder)))
+    content = bytearray((folder / name).read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    (folder / name).write_bytes(content)
+    report = audit_folder(folder)
+    assert not report.intact
+    damage = [finding for finding in report.findings if finding.kind == "damage"]
+    assert [f for f in damage if f.segment == name and f.offset <= at < f.offset + f.length]  # type: ignore[operator]
+
+
+@FEW
+@given(data=st.data(), what=st.sampled_from(["delete", "double", "swap"]))
+def test_any_line_deleted_doubled_or_swapped_is_reported(
+    data: st.DataObject, what: str, sound: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = spoiled(sound, tmp_path_factory)
+    own = rows(folder, DEAD, headers=True)  # its end is known to the other's header
+    index = data.draw(st.integers(0, len(own) - 2))
+    row, after = own[index], own[index + 1]
+    if what == "delete":
+        replace(folder, row)
+    elif what == "double":
+        replace(folder, row, row.raw, row.raw)
+    elif row.segment == after.segment:
+        path = folder / row.segment
+        content = path.read_bytes()
+        end = row.offset + len(row.raw) + len(after.raw)
+        path.write_bytes(content[: row.offset] + after.raw + row.raw + content[end:])
+    else:
+        return
+    report = audit_folder(folder)
+    if what == "delete" and sum(one.raw == row.raw for one in own) == 2:
+        return  # a line that was written again stands elsewhere: nothing is lost
+    assert not (report.complete and report.intact)
+
+
+@FEW
+@given(data=st.data())
+def test_any_cut_segment_of_a_writer_whose_end_is_known_is_reported(
+    data: st.DataObject, sound: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = spoiled(sound, tmp_path_factory)
+    name = data.draw(st.sampled_from(names(folder, DEAD)))
+    content = (folder / name).read_bytes()
+    repeated = next(row for row in rows(folder, DEAD) if row.n == 10)
+    kept = data.draw(st.integers(0, len(content) - 1))
+    if name == repeated.segment and kept >= repeated.offset:
+        return  # only the line that was written again is cut: nothing is lost
+    (folder / name).write_bytes(content[:kept])
+    report = audit_folder(folder)
+    assert not report.complete
+
+
+@FEW
+@given(data=st.data())
+def test_any_deleted_segment_of_a_writer_whose_end_is_known_is_reported(
+    data: st.DataObject, sound: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = spoiled(sound, tmp_path_factory)
+    gone = data.draw(st.sets(st.sampled_from(names(folder, DEAD)), min_size=1))
+    for name in gone:
+        (folder / name).unlink()
+    report = audit_folder(folder)
+    assert not report.complete
+
+
+# what is no breach
+
+
+def notes(report: Report) -> dict[str, int]:
+    assert report.complete, report.findings
+    assert report.intact, report.findings
+    return report.counts
+
+
+@given(st.integers(1, 500))
+@FEW
+def test_a_torn_end_whose_record_was_never_promised_is_only_a_note(
+    sound: Path, tmp_path_factory: pytest.TempPathFactory, kept: int
+) -> None:
+    folder = spoiled(sound, tmp_path_factory)
+    last = rows(folder, LAST)[-1]
+    with (folder / last.segment).open("ab") as file:
+        file.write(
+            encode_line("I", record_id(99), last.n + 1, chain(last.raw), '{"x":"' + "y" * 500 + '"}')[:kept]
+        )
+    assert notes(audit_folder(folder)) == {"torn_tail": 1}
+
+
+def test_a_torn_line_that_the_next_segment_writes_again_is_only_a_note(folder: Path) -> None:
+    row = next(row for row in rows(folder, DEAD) if row.n == 10)
+    path = folder / row.segment
+    path.write_bytes(path.read_bytes()[: row.offset + 100])
+    assert notes(audit_folder(folder)) == {"torn_tail": 1}
+
+
+def test_a_segment_whose_header_never_reached_the_disk_is_only_a_note(folder: Path) -> None:
+    name = names(folder, LAST)[-1]
+    for end, content in ((5, b""), (6, b'{"j":{"k":"H"')):
+        (folder / name.replace("000004", f"{end:06d}")).write_bytes(content)
+    assert notes(audit_folder(folder)) == {"never_begun": 2, "torn_tail": 1}
+
+
+def test_an_intent_of_a_dead_writer_waits_for_recovery_unless_strict(folder: Path) -> None:
+    row = append(folder, "I", 500, "{}")
+    report = audit_folder(folder)
+    assert notes(report) == {"awaiting_recovery": 1}
+    assert report.facts.awaiting_recovery == 1
+    strict = audit_folder(folder, strict=True)
+    assert not strict.complete
+    assert strict.intact
+    assert [(f.kind, f.segment, f.offset) for f in strict.findings] == [("open_intent", *place(row))]
+
+
+def test_what_retention_removed_and_noted_is_not_missing(folder: Path) -> None:
+    remove(folder, *names(folder, DEAD)[:4])
+    report = audit_folder(folder)
+    assert set(notes(report)) <= {"intent_removed"}
+    assert report.facts.removed_segments == 4
+    assert report.facts.removed_bills == 15
+    assert report.facts.segments == 6
+
+
+def test_a_whole_dead_writer_that_retention_removed_is_not_missing(folder: Path) -> None:
+    remove(folder, *names(folder, DEAD))
+    report = audit_folder(folder)
+    assert notes(report) == {"intent_removed": 2}
+    assert report.facts.writers == 1
+
+
+def test_retention_that_was_killed_between_note_and_removal_is_no_breach(folder: Path) -> None:
+    write_manifest(folder, manifest_line(folder, names(folder, DEAD)[0]))
+    report = audit_folder(folder)
+    assert notes(report) == {}
+    assert report.facts.removed_segments == 0
+
+
+def test_a_bill_without_intent_is_no_retention_if_no_removed_intent_was_open(folder: Path) -> None:
+    for name in names(folder, DEAD):
+        (folder / name).unlink()
+    reheader(folder, header_of(folder, names(folder, LAST)[0]), sealed={})
+    for number, name in enumerate(names(folder, LAST), 1):
+        reheader(folder, header_of(folder, name), oldest_open=number)
+    last = names(folder, LAST)
+    remove(folder, *last[:2])
+    append(folder, "S", 500, body_of(folder, 41).replace(record_id(41), record_id(500)))
+    report = audit_folder(folder)
+    assert breaches(report) == {"bill_without_intent"}
+
+
+def test_a_dead_writer_that_ended_in_the_midst_of_writing_again_matches_its_noted_head(folder: Path) -> None:
+    """Its last line then has a lower number than its highest one."""
+    own = rows(folder, DEAD)
+    again = [row for row in own if row.n == 10][1]
+    for name in names(folder, DEAD)[2:]:
+        (folder / name).unlink()
+    path = folder / again.segment
+    path.write_bytes(path.read_bytes()[: again.offset + len(again.raw)])
+    for name in names(folder, LAST)[1:]:
+        (folder / name).unlink()
+    first = header_of(folder, names(folder, LAST)[0])
+    path = folder / first.segment
+    path.write_bytes(first.raw)
+    reheader(folder, first, sealed={DEAD: [10, chain(again.raw)]})
+    assert set(notes(audit_folder(folder))) == {"awaiting_recovery"}
+
+
+# a folder in use
+
+
+@pytest.fixture
+def held(folder: Path) -> Iterator[Path]:
+    """A folder whose last writer lives: somebody holds its file."""
+    path = watermark(folder, LAST, 0, 0)
+    with holding(path):
+        yield folder
+
+
+class holding:  # noqa: N801  # reads as a verb
+    """Hold a writer's file in a process of its own, as a gateway does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        code = "import fcntl,sys; f=open(sys.argv[1]); fcntl.flock(f, 2); print(1, flush=True); input()"
+        assert fcntl.LOCK_EX == 2
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(self._path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"1\n"
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(b"\n", timeout=10)
+
+
+def test_of_a_live_writer_only_what_is_durable_is_read(held: Path) -> None:
+    *_, before, last = [row for row in rows(held, LAST) if row.segment == names(held, LAST)[-2]]
+    assert last.kind == "I"
+    watermark(held, LAST, 3, last.offset)
+    unread = len([row for row in rows(held, LAST) if row.segment == names(held, LAST)[-1]]) + 1
+    readable = len(rows(held)) - unread
+    with (held / names(held, LAST)[-1]).open("ab") as file:
+        file.write(b"garbage")
+    report = audit_folder(held)
+    assert notes(report) == {}
+    assert report.facts.live_writers == 1
+    assert report.facts.records == readable
+    watermark(held, LAST, 3, last.offset + len(last.raw))
+    report = audit_folder(held)
+    assert notes(report) == {}
+    assert report.facts.in_flight == 1
+    assert before.segment == last.segment
+
+
+def test_a_watermark_within_a_line_is_reported(held: Path) -> None:
+    last = rows(held, LAST)[-1]
+    watermark(held, LAST, 4, last.offset + 10)
+    report = audit_folder(held)
+    assert [(f.kind, f.segment, f.offset) for f in report.findings] == [("watermark", *place(last))]
+    assert not report.intact
+
+
+def test_everything_written_may_be_read_where_the_writer_says_so(held: Path) -> None:
+    (held / "writers" / LAST).write_bytes(b"\xff" * 16)
+    written = len(rows(held))
+    with (held / names(held, LAST)[-1]).open("ab") as file:
+        file.write(b'{"j":')
+    report = audit_folder(held)
+    assert notes(report) == {}
+    assert report.facts.records == written
+
+
+def test_a_bill_by_another_writer_while_the_intents_own_lives_is_reported(folder: Path) -> None:
+    path = watermark(folder, DEAD, 2**20, 0)
+    with holding(path):
+        report = audit_folder(folder)
+    found = [(f.kind, f.segment, f.offset) for f in report.findings if f.kind == "foreign_bill"]
+    assert found == [("foreign_bill", *place(row_of(folder, number, "S"))) for number in (8, 21)]
+
+
+def test_the_lock_of_a_writer_is_given_back(folder: Path) -> None:
+    path = watermark(folder, LAST, 0, 0)
+    audit_folder(folder)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(fd)
+
+
+async def test_a_folder_that_is_being_written_is_sound_at_every_moment(tmp_path: Path) -> None:
+    """The real writer appends in one thread, with a syncing disk, while the audit reads in another."""
+    folder = tmp_path / "journal"
+    done = threading.Event()
+    reports: list[Report] = []
+
+    def read() -> None:
+        while not done.is_set() or len(reports) < 3:  # ends with the writing, below
+            reports.append(audit_folder(folder))
+        reports.append(audit_folder(folder))
+
+    with Book(folder, "b7", bytes_max=30_000) as book, holding(watermark(folder, "b7-0", 0, 0)):
+        reader = asyncio.create_task(asyncio.to_thread(read))
+        for number in range(300):
+            await book.writer.durable(book.intent(number))
+            settled = book.bill(number)
+            if number % 3:
+                await book.writer.durable(settled)
+                position = book.writer.durable_position
+                assert position is not None
+                segment = int(position.segment.stem.rsplit("-", 1)[1])
+                watermark_in_place(folder, "b7-0", segment, position.offset)
+        done.set()
+        await asyncio.wait_for(reader, 60)
+    assert all(report.counts == {} for report in reports), [report.findings for report in reports]
+    assert len({report.facts.records for report in reports}) > 1
+    assert reports[-1].facts.bills == 300
+
+
+def watermark_in_place(folder: Path, writer: str, segment: int, offset: int) -> None:
+    """Store both halves one after the other, as a writer does that maps its file."""
+    value = (segment << 40 | offset).to_bytes(8, "little")
+    fd = os.open(folder / "writers" / writer, os.O_WRONLY)
+    try:
+        os.pwrite(fd, value, 0)
+        os.pwrite(fd, value, 8)
+    finally:
+        os.close(fd)
+
+
+# bounds
+
+
+def test_findings_of_one_kind_are_counted_and_the_first_hundred_kept(folder: Path) -> None:
+    last = rows(folder, LAST)[-1]
+    with (folder / last.segment).open("ab") as file:
+        file.write(b"not a line\n" * 250)
+    report = audit_folder(folder)
+    assert report.counts == {"damage": 250}
+    assert len(report.findings) == SHOWN_MAX == 100
+
+
+def test_the_audit_remembers_more_hashes_than_a_writer_holds_back() -> None:
+    assert RING > UNDURABLE_MAX
+
+
+@given(
+    st.lists(st.sampled_from([b"a\n", b"bb\n", b"\n", b"x" * (LINE_BYTES_MAX + 5) + b"\n"])),
+    st.integers(1, 9),
+)
+@FEW
+def test_lines_are_the_same_in_blocks_of_any_size(lines: list[bytes], cuts: int) -> None:
+    data = b"".join(lines)
+    size = max(1, len(data) // cuts)
+    blocks = [data[at : at + size] for at in range(0, len(data), size)]
+    found = list(lines_of(blocks))
+    assert [length for _, _, length in found] == [len(line) for line in lines]
+    assert [offset for offset, _, _ in found] == list(itertools.accumulate(map(len, lines), initial=0))[:-1]
+    for (_, raw, _), line in zip(found, lines, strict=True):
+        assert raw == line or (raw is None and len(line) > LINE_BYTES_MAX)
+
+
+def test_segments_are_read_writer_by_writer_in_the_order_of_their_numbers() -> None:
+    assert in_order(
+        ["2024-01-02/b-0-000002.jsonl", "2024-01-02/a-1-000001.jsonl", "2024-01-01/b-0-000003.jsonl"]
+    ) == [
+        "2024-01-02/b-0-000002.jsonl",
+        "2024-01-01/b-0-000003.jsonl",
+        "2024-01-02/a-1-000001.jsonl",
+    ]
+
+
+def test_the_page_explains_every_kind_of_finding() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        assert f"`{kind}`" in page, kind
