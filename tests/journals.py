@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from gateway.assembly import JournalRecorder
 from gateway.core.charge import Charge, Line
 from gateway.core.exchange import Attempt, Call, Exchange, Identity, Reply
 from gateway.core.usage import Usage
+from gateway.recorder import JournalRecorder
+from otel.journal import Bounds, JournalWriter
 from otel.journal.audit.scan import in_order
+from otel.journal.files import Files
 from otel.journal.lines import chain, encode_line, parse
-from otel.journal.segments import Files, segments_in
-from otel.journal.writer import JournalWriter
+from otel.journal.recovery import retire, scan
+from otel.journal.segments import mark_path, segments_in
 
 DAY_NS = 86_400 * 10**9
 NOON_NS = 20_000 * DAY_NS + DAY_NS // 2
 DEAD, LAST = "b0-0", "b1-0"
 """The two writers of `make_journal`: one that died with open intents, and the one that recovered them."""
+EVERYTHING_WRITTEN = b"\xff" * 16
+"""What a writer's mark says that has no watermark."""
 CRC_BYTES = len(',"crc":"12345678"}')
 
 
@@ -129,13 +133,14 @@ class Book:
             boot=boot,
             now_ns=lambda: NOON_NS,
             segment_id=lambda: f"{boot}{next(ids):030x}",
-            segment_bytes_max=bytes_max,
+            bounds=Bounds(segment_bytes_max=bytes_max),
             files=files,
         )
+        self.sealed: dict[str, tuple[int, str]] = {}
         self.recorder = JournalRecorder(self.writer, {"service.name": "spanbill"}, "cache_write")
 
     def __enter__(self) -> Book:
-        self.writer.open()
+        self.writer.open(self.sealed)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,31 +155,36 @@ class Book:
     def bill(self, number: int, *, recovered: bool = False) -> int:
         return self.recorder.settle(exchange(number, recovered=recovered))
 
+    async def durable(self, number: int) -> None:
+        await self.writer.durable(number)
+
 
 async def _write(folder: Path) -> None:
     files = FailingSync(7)
     with Book(folder, "b0", files=files) as book:
         for number in range(24):
-            await book.writer.durable(book.intent(number))
-            book.progress(number)
+            await book.durable(book.intent(number))
+            await book.durable(book.progress(number))
             if number not in (8, 21):
-                await book.writer.durable(book.bill(number))
+                await book.durable(book.bill(number))
     assert files.failed == 1
-    with Book(folder, "b1") as book:
+    found = scan(folder, Files())
+    assert [intent.record_id for intent in found.open_intents] == [record_id(8), record_id(21)]
+    book = Book(folder, "b1")
+    book.sealed = found.heads
+    with book:
         for number in (8, 21):
-            book.bill(number, recovered=True)
-        for number in range(30, 42):
+            await book.durable(book.bill(number, recovered=True))
+        retire(folder, found.dead, Files())
+        for number in range(30, 48):
             book.intent(number)
-            await book.writer.durable(book.bill(number))
+            await book.durable(book.bill(number))
 
 
 def make_journal(folder: Path) -> Path:
     """Make a sound folder of two writers: a sync that failed, two recovered intents, several segments."""
     asyncio.run(_write(folder))
-    last = rows(folder, DEAD)[-1]
-    first = next(iter(rows(folder, LAST, headers=True)))
-    assert first.kind == "H"
-    reheader(folder, first, sealed={DEAD: [last.n, chain(last.raw)]}, oldest_open=1)
+    mark_path(folder, LAST).write_bytes(EVERYTHING_WRITTEN)
     return folder
 
 
@@ -192,7 +202,7 @@ def _of(segment: str, writer: str) -> bool:
 
 
 def names(folder: Path, writer: str = "") -> list[str]:
-    found = [f"{path.parent.name}/{path.name}" for path in segments_in(folder)]
+    found = [f"{path.parent.name}/{path.name}" for path in segments_in(folder, Files())]
     return [name for name in in_order(found) if _of(name, writer)]
 
 

@@ -102,7 +102,7 @@ def test_damage_is_one_line_with_place_and_advice_and_exit_code_1(folder: Path) 
     replace(folder, row, row.raw[:300] + b"\x1b" + row.raw[301:])
     result = verify(folder)
     assert result.exit_code == 1
-    assert "COMPLETENESS: 1 breach(es)" in result.stdout
+    assert "COMPLETENESS: 2 breach(es)" in result.stdout
     assert "INTEGRITY: 1 breach(es)" in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("damage")]
     assert f"{row.segment}:{row.offset}+{len(row.raw)}" in line
@@ -291,7 +291,7 @@ def upstream(number: int) -> dict[str, str]:
 
 
 def test_every_call_at_the_provider_has_an_intent(folder: Path, tmp_path: Path) -> None:
-    calls = [upstream(number) for number in (*range(24), *range(30, 42), 5)]
+    calls = [upstream(number) for number in (*range(24), *range(30, 48), 5)]
     log = write_log(tmp_path / "up.jsonl", calls)
     assert machine(folder, "--upstream-log", log)[0] == 0
     log = write_log(tmp_path / "up.jsonl", [*calls, upstream(77), upstream(77)])
@@ -304,7 +304,7 @@ def test_every_call_at_the_provider_has_an_intent(folder: Path, tmp_path: Path) 
 def test_a_call_whose_intent_is_lost_is_found(folder: Path, tmp_path: Path) -> None:
     (folder / names(folder, LAST)[-1]).unlink()
     (folder / names(folder, LAST)[-1]).unlink()
-    log = write_log(tmp_path / "up.jsonl", [upstream(number) for number in range(30, 42)])
+    log = write_log(tmp_path / "up.jsonl", [upstream(number) for number in range(30, 48)])
     _, report = machine(folder, "--upstream-log", log)
     assert kinds(report)["upstream_without_intent"] >= 1
 

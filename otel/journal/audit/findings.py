@@ -43,7 +43,7 @@ KINDS: Final[dict[str, Kind]] = {
     "tail_missing": _complete(_RESTORE + "; else reconcile with the Collector's log"),
     "bill_without_intent": _complete("look for the intent's segment in a copy; the bill itself counts"),
     "progress_without_intent": _complete("look for the intent's segment in a copy"),
-    "open_intent": _complete("start the gateway on this folder: it bills them as interrupted"),
+    "open_intent": _complete("if the gateway has been started since: look for the bill's segment in a copy"),
     "collector_missing": _complete("let the shipper catch up; else replay the segment to the Collector"),
     "collector_extra": _complete("the journal lost this bill: restore its segment from a copy"),
     "upstream_without_intent": _complete("a provider was called off the record: reconcile with its invoice"),

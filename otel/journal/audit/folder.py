@@ -1,9 +1,9 @@
 """Folder: takes a journal folder as it stands, running gateways or not, through the audit.
 
-Nothing is written and no lock is kept: a writer's file is asked for a shared lock, without waiting, to see
+Nothing is written and no lock is kept: a writer's mark is asked for a shared lock, without waiting, to see
 whether its process lives. Of a live writer only what it declares durable is read, so that a running
-gateway is never taken for a broken one. Order matters: logs, then names, then watermarks, then segments,
-then what retention removed meanwhile.
+gateway is never taken for a broken one. Order matters: logs, marks, names of segments, marks of writers
+that came meanwhile, segments, and last what retention removed meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from otel.journal.audit.reconcile import MANIFEST, reconcile
 from otel.journal.audit.scan import End, Facts, Scan, Segment, WriterFile, in_order
 from otel.journal.audit.sequence import Place, name_parts
 from otel.journal.audit.witnesses import ClientLog, CollectorLog, UpstreamLog
-from otel.journal.segments import segments_in
+from otel.journal.segments import MARKS, SEGMENTS
 
 BLOCK_BYTES: Final = 1024 * 1024
 LOG_LINE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -88,8 +88,9 @@ def audit_folder(
     """
     findings = Findings()
     collector, upstream, client = _witnesses(logs or Logs(), findings)
+    before = writers_in(directory)
     names = _names(directory)
-    writers = writers_in(directory)
+    writers = {**_newcomers(writers_in(directory), names), **before}
     if not (names or writers or (directory / MANIFEST).exists()):
         raise NoJournal(f"{directory} has no segments: this is no journal folder")
 
@@ -119,19 +120,32 @@ def audit_folder(
 
 
 def writers_in(directory: Path) -> dict[str, WriterFile]:
-    """Return what the writers' own files say.
+    """Return what the writers' marks say.
 
     Raises:
         OSError: one cannot be read.
     """
     found = {}
-    folder = directory / "writers"
+    folder = directory / MARKS
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix == ".new":
+            continue  # not a mark yet
         try:
             found[path.name] = _writer_file(path)
         except FileNotFoundError:
             continue  # retired since its name was read
     return found
+
+
+def _newcomers(writers: dict[str, WriterFile], names: dict[str, int]) -> dict[str, WriterFile]:
+    """Return what may be read of writers, seen after the names: never a segment that was not listed."""
+    known = {name_parts(name.rpartition("/")[2]) for name in names}
+    return {
+        writer: said
+        if said.segment is None or (writer, said.segment) in known
+        else msgspec.structs.replace(said, offset=0)
+        for writer, said in writers.items()
+    }
 
 
 def _writer_file(path: Path) -> WriterFile:
@@ -164,7 +178,7 @@ def _names(directory: Path) -> dict[str, int]:
         raise NoJournal(f"{directory} is no folder")
     os.listdir(directory)  # a folder that cannot be listed must not look like an empty one
     sizes = {}
-    for path in segments_in(directory):
+    for path in directory.glob(SEGMENTS):
         try:
             sizes[f"{path.parent.name}/{path.name}"] = path.stat().st_size
         except FileNotFoundError:

@@ -154,8 +154,6 @@ def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
             what = f"records {last + 1} to {number} of {writer} are missing at its end"
             scan.findings.add(place.finding("tail_missing", what))
         elif last > number:
-            if sequence is not None and sequence.tail == (number, hash_of(digest)):
-                continue  # it died while it wrote lines a second time
             what = f"{writer} ended at record {number}; now it has {last}"
             scan.findings.add(place.finding("head", what))
         elif number and found != hash_of(digest):
@@ -168,7 +166,7 @@ def _watermarks(scan: Scan, removed: dict[str, Removed]) -> None:
     """What a writer said to be durable must be here."""
     names = {name_parts(name.rpartition("/")[2]): name for name in scan.sizes}
     for writer, said in scan.writers.items():
-        if said.segment is None or said.offset is None or said.segment == 0:
+        if said.segment is None or not said.offset:
             continue
         name = names.get((writer, said.segment))
         if name is None:
@@ -181,9 +179,14 @@ def _watermarks(scan: Scan, removed: dict[str, Removed]) -> None:
 
 
 def _open_intents(scan: Scan, *, strict: bool) -> None:
+    """An intent may wait for its bill while its writer lives, or while recovery still has to read it."""
     for record_id, intent in scan.pairing.open.items():
         if scan.is_live(intent.writer):
             scan.facts.in_flight += 1
+            continue
+        if intent.writer not in scan.writers:
+            what = "its writer was retired, and there is no bill"
+            scan.findings.add(intent.place.finding("open_intent", what, id=record_id))
             continue
         scan.facts.awaiting_recovery += 1
         kind = "open_intent" if strict else "awaiting_recovery"

@@ -108,11 +108,11 @@ class Sequence:
         self._ring[0] = hash_of(GENESIS)
         self._gaps: list[tuple[int, int, Place]] = []
         self._file: str | None = None
+        self._may_precede: set[str | None] = {None}
+        """What a header may name: the segment before it, or an older one if those between have no records."""
         self._number = 0
         self._expected: int | None = 1
         self._hash: int | None = None
-        self.tail = (0, UNKNOWN)
-        """Number and hash of the record that was written last."""
         self.head_hash = hash_of(GENESIS)
         """Chain hash of the record with the highest number; UNKNOWN if its line is not readable."""
         self._before = Place("", 0)
@@ -132,6 +132,7 @@ class Sequence:
                 self.first_oldest_open = facts.oldest_open
             self._take_up(place, before, record, facts.previous_segment)
         self._file = file
+        self._may_precede.add(file)
         parts = name_parts(file)
         self._number = parts[1] if parts else self._number
 
@@ -166,7 +167,7 @@ class Sequence:
                 self._before.finding("chain", f"record {number} was written after another line than this")
             )
         self._expected, self._hash, self._before = number + 1, digest, place
-        self.tail = (number, digest)
+        self._may_precede = {self._file}
         if number > self.top:
             self._push(number, digest)
             return "new"
@@ -200,13 +201,13 @@ class Sequence:
     def _take_up(self, place: Place, before: Place, record: Record, named: str | None) -> None:
         number, previous = record.n, hash_of(record.p)
         if named is None:
-            if self._file is not None:
+            if None not in self._may_precede:
                 self._findings.add(place.finding("header", f"it says it is first, but {self._file} is here"))
             elif number != 1 or previous != hash_of(GENESIS):
                 self._findings.add(place.finding("header", f"it says it is first, and begins at {number}"))
                 self._adopt(number - 1, previous)
             return
-        if named == self._file:
+        if named in self._may_precede:
             self._continue(place, before, number, previous)
             return
         parts = name_parts(named)

@@ -20,7 +20,7 @@ from otel.journal.audit.sequence import Place
 INPUT: Final = "gen_ai.usage.input_tokens"
 OUTPUT: Final = "gen_ai.usage.output_tokens"
 OUTPUT_MAX: Final = "billing.usage.estimate.output_tokens_max"
-"""Upper bound of an estimated bill's output."""
+"""Upper bound of an output that was estimated; absent otherwise."""
 ENDED: Final = frozenset({"ok", "client_disconnected"})
 """Outcomes of an answer whose client saw its end; the second if it left at that very moment."""
 DIGEST_BITS: Final = 64
@@ -204,9 +204,7 @@ def _ended(call: _ClientCall, bill: Bill) -> Iterable[str]:
 def _unended(call: _ClientCall, bill: Bill) -> Iterable[str]:
     if call.output_tokens is None:
         return
-    billed = bill.counts.get(OUTPUT, 0)
-    if bill.status == "estimated":
-        billed = max(billed, bill.counts.get(OUTPUT_MAX, 0))
+    billed = max(bill.counts.get(OUTPUT, 0), bill.counts.get(OUTPUT_MAX, 0))
     if billed < call.output_tokens:
         yield f"the client received {call.output_tokens} output tokens, billed are at most {billed}"
 
