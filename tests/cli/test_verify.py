@@ -11,12 +11,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli.main import app
 from otel.journal.audit import KINDS
-from tests.gateway_process import attributes, spans_in
+from tests.gateway_process import KEYS, Gateway, attributes, spans_in
 from tests.journals import (
     DEAD,
     LAST,
@@ -373,3 +374,33 @@ def test_a_line_of_a_log_that_says_nothing_is_named(folder: Path, tmp_path: Path
     for option in ("--client-log", "--upstream-log"):
         log = write_log(tmp_path / "log.jsonl", [{"ended": True}])
         assert machine(folder, option, log)[1]["counts"] == {"log_unreadable": 1}
+
+
+# a real gateway
+
+
+def test_a_real_gateways_folder_is_sound_in_use_after_a_kill_and_after_recovery(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    headers = {"authorization": f"Bearer {KEYS['alice']}"}
+    body = {"model": "sim-slow", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+    url = f"{gateway.url}/v1/chat/completions"
+    with gateway, httpx.Client(headers=headers, trust_env=False, timeout=30) as client:
+        for _ in range(5):
+            assert client.post(url, json={**body, "model": "sim-small", "stream": False}).status_code == 200
+        with client.stream("POST", url, json=body) as answer:
+            next(answer.iter_bytes())
+            code, report = machine(gateway.journal)
+            assert (code, report["counts"]) == (0, {})
+            assert report["facts"]["live_writers"] == 1
+            assert report["facts"]["bills"] == 5
+            assert report["facts"]["in_flight"] == 1
+            gateway.kill()
+    code, report = machine(gateway.journal)
+    assert code == 0
+    assert report["counts"].pop("torn_tail", 0) <= 1
+    assert report["counts"] == {"awaiting_recovery": 1}
+    with gateway:
+        code, report = machine(gateway.journal, "--strict")
+    assert code == 0
+    assert report["facts"]["bills"] == 6
+    assert report["facts"]["in_flight"] == report["facts"]["awaiting_recovery"] == 0

@@ -104,6 +104,28 @@ def a_byte_of_a_bill_flipped(folder: Path) -> Where:
 
 
 @fault("damage")
+def the_second_copy_of_a_line_damaged(folder: Path) -> Where:
+    first, second = (row for row in rows(folder, DEAD) if row.n == REPEATED)
+    assert first.raw == second.raw
+    replace(folder, second, second.raw[:300] + bytes([second.raw[300] ^ 1]) + second.raw[301:])
+    return place(second)
+
+
+@fault("order")
+def the_second_copy_of_a_line_deleted(folder: Path) -> Where:
+    _, second = (row for row in rows(folder, DEAD) if row.n == REPEATED)
+    replace(folder, second)
+    return place(second)
+
+
+@fault("damage")
+def a_line_of_garbage_put_in(folder: Path) -> Where:
+    row = in_writer(folder, 5)
+    replace(folder, row, b"garbage\n", row.raw)
+    return place(row)
+
+
+@fault("damage")
 def the_last_newline_of_the_journal_altered(folder: Path) -> Where:
     row = rows(folder, LAST)[-1]
     replace(folder, row, row.raw[:-1] + b"?")
@@ -364,6 +386,13 @@ def a_bill_that_nobody_asked_for(folder: Path) -> Where:
     return place(append(folder, "S", 500, body_of(folder, 30).replace(record_id(30), record_id(500))))
 
 
+@fault("conflict", "bill_without_intent")
+def two_bills_that_nobody_asked_for(folder: Path) -> Where:
+    text = body_of(folder, 30).replace(record_id(30), record_id(500))
+    append(folder, "S", 500, text)
+    return place(append(folder, "S", 500, text.replace('"alice"', '"mallory"')))
+
+
 @fault("progress_without_intent")
 def progress_of_nothing(folder: Path) -> Where:
     return place(append(folder, "P", 500, "{}"))
@@ -614,6 +643,14 @@ def a_segment_noted_as_removed_that_is_here_and_differs(folder: Path) -> Where:
 
 
 @fault("gap")
+def a_manifest_whose_last_segment_ends_too_early(folder: Path) -> Where:
+    remove(folder, *names(folder, DEAD)[:3])
+    lines = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    write_manifest(folder, *lines[:-1], {**lines[-1], "last": lines[-1]["last"] - 1})
+    return place(header_of(folder, names(folder, DEAD)[0]))
+
+
+@fault("gap")
 def a_segment_taken_out_of_the_manifest(folder: Path) -> Where:
     remove(folder, *names(folder, DEAD)[:4])
     lines = (folder / "removed.jsonl").read_text().splitlines(keepends=True)
@@ -839,6 +876,38 @@ def test_a_bill_without_intent_is_no_retention_if_no_removed_intent_was_open(fol
     append(folder, "S", 500, body_of(folder, 41).replace(record_id(41), record_id(500)))
     report = audit_folder(folder)
     assert breaches(report) == {"bill_without_intent"}
+
+
+def test_a_bill_may_have_its_intent_in_a_removed_segment_if_one_was_open_there(folder: Path) -> None:
+    for name in names(folder, DEAD):
+        (folder / name).unlink()
+    reheader(folder, header_of(folder, names(folder, LAST)[0]), sealed={})
+    for number, name in enumerate(names(folder, LAST), 1):
+        reheader(folder, header_of(folder, name), oldest_open=1 if number == 3 else number)
+    remove(folder, *names(folder, LAST)[:2])
+    append(folder, "S", 500, body_of(folder, 41).replace(record_id(41), record_id(500)))
+    assert notes(audit_folder(folder)) == {"intent_removed": 1}
+
+
+def test_a_mark_torn_by_the_death_of_its_writer_is_not_believed(folder: Path) -> None:
+    path = watermark(folder, LAST, 77, 5)
+    path.write_bytes(path.read_bytes()[:8] + bytes(8))
+    assert notes(audit_folder(folder)) == {}
+
+
+def test_a_header_may_pass_over_a_segment_that_never_held_a_record(folder: Path) -> None:
+    """The disk failed between the header and the first record, and nothing could be removed either."""
+    last = names(folder, LAST)[-1]
+    header = header_of(folder, last)
+    bare = last.replace("000005", "000006")
+    facts = json.loads(header.raw)["j"]["d"]
+    own = [row for row in rows(folder, LAST) if row.segment == last]
+    body = {**facts, "segment": 6, "previous_segment": last.partition("/")[2]}
+    first, before = own[-1].n + 1, chain(own[-1].raw)
+    (folder / bare).write_bytes(encode_line("H", "x", first, before, json.dumps(body)))
+    after = encode_line("H", "y", first, before, json.dumps({**body, "segment": 7}))
+    (folder / last.replace("000005", "000007")).write_bytes(after)
+    assert notes(audit_folder(folder)) == {}
 
 
 # a folder in use

@@ -153,8 +153,7 @@ def _writer_file(path: Path) -> WriterFile:
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            live = False
+            live = False  # the lock goes with the descriptor
         except BlockingIOError:
             live = True
         for _ in range(READS_MAX):

@@ -150,8 +150,7 @@ class Sequence:
         )
 
     def damaged(self) -> None:
-        """A stretch could not be read: what follows cannot be held to what stood before it."""
-        self._hash = None
+        """A stretch could not be read: numbers that lack behind it are explained by it."""
         self._broken = True
 
     def line(self, place: Place, number: int, previous: str, digest: int) -> Seen:
