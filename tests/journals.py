@@ -125,13 +125,19 @@ class Book:
     """A writer and its recorder."""
 
     def __init__(
-        self, folder: Path, boot: str, *, files: Files | None = None, bytes_max: int = 12_000
+        self,
+        folder: Path,
+        boot: str,
+        *,
+        files: Files | None = None,
+        bytes_max: int = 12_000,
+        now_ns: Callable[[], int] = lambda: NOON_NS,
     ) -> None:
         ids = itertools.count()
         self.writer = JournalWriter(
             folder,
             boot=boot,
-            now_ns=lambda: NOON_NS,
+            now_ns=now_ns,
             segment_id=lambda: f"{boot}{next(ids):030x}",
             bounds=Bounds(segment_bytes_max=bytes_max),
             files=files,

@@ -361,6 +361,19 @@ def test_an_estimated_bill_covers_what_was_released_up_to_its_bound(folder: Path
         assert machine(folder, "--client-log", log)[1]["counts"] == expected
 
 
+def test_an_answer_that_ended_for_its_client_is_no_failure_on_the_bill(folder: Path, tmp_path: Path) -> None:
+    append_bill(
+        folder, 1, lambda text: text.replace('{"stringValue":"ok"}', '{"stringValue":"upstream_error"}')
+    )
+    append_bill(
+        folder, 2, lambda x: x.replace('{"stringValue":"ok"}', '{"stringValue":"client_disconnected"}')
+    )
+    log = write_log(tmp_path / "client.jsonl", [client(1001, True), client(1002, True)])
+    code, report = machine(folder, "--client-log", log)
+    assert (code, report["counts"]) == (1, {"client_differs": 1})
+    assert report["findings"][0]["id"] == record_id(1001)
+
+
 def test_what_a_client_received_may_wait_for_recovery_but_not_what_it_saw_end(
     folder: Path, tmp_path: Path
 ) -> None:
