@@ -59,6 +59,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> Iterator[
         yield running
 
 
+def forget_peak(gateway: Gateway) -> None:
+    """Make the peak that the kernel keeps start again at what the process has now."""
+    assert gateway.process is not None
+    Path(f"/proc/{gateway.process.pid}/clear_refs").write_text("5")
+
+
 def rss_peak_bytes(gateway: Gateway) -> int:
     assert gateway.process is not None
     status = Path(f"/proc/{gateway.process.pid}/status").read_text()
@@ -76,13 +82,15 @@ def post(gateway: Gateway, path: str, body: bytes) -> httpx.Response:
 def test_no_flood_grows_the_process(flood: str, gateway: Gateway, chaos: Chaos) -> None:
     steps, stream, status = FLOODS[flood]
     name = chaos.script(f"chaos-{flood.replace(' ', '-')}", *steps)
+    forget_peak(gateway)
     before = rss_peak_bytes(gateway)
     response = post(gateway, CHAT.path, CHAT.request(name, stream=stream))
     assert response.status_code == status
     (call,) = chaos.called(name)
     assert call.done.wait(20), "the flood still runs: the gateway did not hang up"
-    assert call.sent > 100_000, "the fault did not fire"
-    assert rss_peak_bytes(gateway) - before < GROWTH_BYTES_MAX
+    assert call.sent > 20_000, "the fault did not fire"
+    grown = rss_peak_bytes(gateway) - before
+    assert grown < GROWTH_BYTES_MAX, f"{grown} bytes more"
     bill = bills_in_journal(gateway.journal)[response.headers["x-request-id"]]
     assert_honest(bill)
     assert bill["billing.outcome"] == "upstream_error"
