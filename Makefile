@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types imports format bench lock prices docs stack stack-down clean
+.PHONY: help run test torture check lint types imports format bench lock prices docs stack stack-down clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ run: $(STAMP) ## serve on port 8080 with the embedded defaults
 
 test: $(STAMP) ## all tests; the end-to-end ones need Go, to build the real Collector and Jaeger once
 	@$(BIN)/python -m pytest
+
+torture: $(STAMP) ## the fault tests at length: 10,000 kills at named points, 1,000 of the real server, the simulator
+	@SPANBILL_TORTURE=1 $(BIN)/python -m pytest -s $(wildcard tests/faults tests/simulator)
 
 check: $(STAMP) lint types imports ## lint, types and import rules
 

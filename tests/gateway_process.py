@@ -45,11 +45,6 @@ class Gateway:
 
     def start(self) -> Gateway:
         self.folder.mkdir(parents=True, exist_ok=True)
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("OTEL_", "SPANBILL_")) and not name.lower().endswith("_proxy")
-        }
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)],
@@ -57,7 +52,7 @@ class Gateway:
                 stdout=log,
                 stderr=log,
                 env={
-                    **clean,
+                    **self.clean_environment(),
                     "PYTHONPATH": str(ROOT),
                     "SPANBILL_API_KEYS": ",".join(f"{user}={key}" for user, key in KEYS.items()),
                     **self.environment,
@@ -65,6 +60,15 @@ class Gateway:
             )
         assert wait_until(self._ready, START_S, 0.05), self.log()
         return self
+
+    @staticmethod
+    def clean_environment() -> dict[str, str]:
+        """Return this process's environment without what would configure a gateway."""
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("OTEL_", "SPANBILL_")) and not name.lower().endswith("_proxy")
+        }
 
     def _ready(self) -> bool:
         assert self.process is not None
