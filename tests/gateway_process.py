@@ -47,17 +47,27 @@ class Gateway:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)],
+                [sys.executable, "-m", "gateway", *self.arguments],
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                env={
-                    **self.clean_environment(),
-                    "PYTHONPATH": str(ROOT),
-                    "SPANBILL_API_KEYS": ",".join(f"{user}={key}" for user, key in KEYS.items()),
-                    **self.environment,
-                },
+                env=self.whole_environment(),
             )
+        return self.await_ready()
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["serve", "--port", str(self.port)]
+
+    def whole_environment(self) -> dict[str, str]:
+        return {
+            **self.clean_environment(),
+            "PYTHONPATH": str(ROOT),
+            "SPANBILL_API_KEYS": ",".join(f"{user}={key}" for user, key in KEYS.items()),
+            **self.environment,
+        }
+
+    def await_ready(self) -> Gateway:
         assert wait_until(self._ready, START_S, 0.05), self.log()
         return self
 

@@ -5,7 +5,8 @@ of it is in the product: every operation on a disk goes through `Files`, every w
 transport, and every byte to a caller through `send`, and those are what the points stand in.
 
 On the way the promises of the moment are checked: no call without an intent, no release that goes further
-than the notes, no end of an answer before its bill is synced. `BrokenPromise` fails the life at once.
+than the notes, no end of an answer and no delivery before the bill is synced. `BrokenPromise` fails the life
+at once.
 """
 
 from __future__ import annotations
@@ -164,12 +165,22 @@ class Watch:
         """Check that a caller may be shown the end of its answer."""
         self._durable("S", record_id)
 
+    def shipping(self, record_id: str) -> None:
+        """Check that a bill may be delivered; those of dead gateways are synced by whoever reads them."""
+        if ("S", record_id) in self._at:
+            self._durable("S", record_id)
+
+    def retiring(self) -> None:
+        """Check that dead gateways may be forgotten."""
+        for kind, record_id in self._at:
+            self._durable(kind, record_id)
+
     def _durable(self, kind: str, record_id: str) -> None:
         file, end = self._at.get((kind, record_id), (None, 0))
         if file is None:
-            raise BrokenPromise(f"{record_id}: a release, and no {kind} is written")
+            raise BrokenPromise(f"{record_id} is promised, and no {kind} is written")
         if self._durability != "process" and file.synced < end:
-            raise BrokenPromise(f"{record_id}: a release, and its {kind} is not synced")
+            raise BrokenPromise(f"{record_id} is promised, and its {kind} is not synced")
 
 
 class PointFiles(Files):
@@ -249,6 +260,7 @@ class PointFiles(Files):
     def remove(self, path: Path) -> None:
         retiring = path.parent.name == MARKS
         if retiring:
+            self._watch.retiring()
             self._points.hit("recovery.before_retire")
         super().remove(path)
         if retiring:

@@ -51,6 +51,7 @@ from otel.journal.segments import locked
 from otel.shipper import Endpoint, Shipper
 from tests.faults.kill_audit import Facts, audit, facts_of
 from tests.faults.kill_points import PointFiles, Points, Watch
+from tests.gateway_process import attributes, spans_in
 
 LIFE_S: Final = 30
 """A life that has not ended by then hangs."""
@@ -445,7 +446,10 @@ class Process:
 
     def _collect(self, request: httpx.Request) -> httpx.Response:
         self.points.hit("ship.sent_before_answer")
-        self._collector_log.add({"accepted": json.loads(request.content)["resourceSpans"]})
+        accepted = json.loads(request.content)["resourceSpans"]
+        for span in spans_in({"resourceSpans": accepted}):
+            self._watch.shipping(attributes(span)["billing.record.id"])
+        self._collector_log.add({"accepted": accepted})
         self.points.hit("ship.accepted_before_cursor")
         return httpx.Response(200, json={})
 
