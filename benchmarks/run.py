@@ -8,6 +8,7 @@ is checked, and after each run the journal must hold exactly one bill per answer
 from __future__ import annotations
 
 import argparse
+import array
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ OTHER_CORES: Final = set(CORES[1:]) or {CORES[0]}
 CONNECTIONS: Final = 64
 RATE: Final = 200
 OPEN_STREAMS: Final = 1000
+WAITS: Final = "waits"
 console = Console(width=150)
 
 
@@ -83,15 +85,16 @@ def load(port: int, seconds: float, **options: object) -> dict[str, float]:
 class GatewayUnderTest:
     """One gateway process and its journal."""
 
-    def __init__(self, stack: ExitStack, mock_port: int, durability: str) -> None:
+    def __init__(self, stack: ExitStack, mock_port: int, durability: str, writer: str | None = None) -> None:
         self.port = free_port()
+        self.writer = writer
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "build")))
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPANBILL_"))}
         provider = {"openai": {"base_url": f"http://127.0.0.1:{mock_port}/v1", "api_key": "sk-mock"}}
         log = stack.enter_context((self.folder / "gateway.log").open("wb"))
         self.process = stack.enter_context(
             running(
-                [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)],
+                [sys.executable, *self.program(), "serve", "--port", str(self.port)],
                 GATEWAY_CORE,
                 cwd=self.folder,
                 stdout=log,
@@ -109,6 +112,20 @@ class GatewayUnderTest:
             raise SystemExit((self.folder / "gateway.log").read_text())
         self.answered = 0
 
+    def program(self) -> list[str]:
+        """Return what serves: the product, or the product with another writer (see `durability.py`)."""
+        if self.writer is None:
+            return ["-m", "gateway"]
+        return [str(ROOT / "benchmarks" / "durability.py"), self.writer, str(self.folder / WAITS)]
+
+    def stop(self) -> list[int]:
+        """End it; return how long each bill was waited for, in ns, where that was timed."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+        waits = array.array("q")
+        waits.frombytes((self.folder / WAITS).read_bytes())
+        return sorted(waits)
+
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -123,7 +140,7 @@ class GatewayUnderTest:
 
     def check(self) -> None:
         """Every answer has its bill, and no bill is without an answer."""
-        if self.bills() != self.answered:
+        if self.writer != "without" and self.bills() != self.answered:
             raise SystemExit(f"{self.answered} answers but {self.bills()} bills in the journal")
         page = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10).read().decode()
         if f'llm_gateway_records_total{{status="final"}} {float(self.answered)}' not in page:
@@ -158,11 +175,13 @@ def measure(seconds: float, rounds: int) -> list[dict[str, Any]]:
         )
         group = GatewayUnderTest(stack, mock_port, "group")
         process = GatewayUnderTest(stack, mock_port, "process")
+        without = GatewayUnderTest(stack, mock_port, "process", "without")
         contenders: list[tuple[str, int, subprocess.Popen[bytes] | None, GatewayUnderTest | None]] = [
             ("direct", mock_port, None, None),
             ("Go reverse proxy", proxy_port, proxy, None),
             ("Spanbill, journal `group`", group.port, group.process, group),
             ("Spanbill, journal `process`", process.port, process.process, process),
+            ("Spanbill, no journal (measuring only)", without.port, without.process, without),
         ]
         for _, _, own, _ in contenders:
             if own is not None:
@@ -210,6 +229,26 @@ def one_round(
         gateway.answered += int(sum(r["requests"] for r in (whole, streams, paced, first)))
 
 
+def holds(seconds: float) -> list[dict[str, Any]]:
+    """Return how long an answer's terminal event is held for its bill, in ms: paced, and at full load."""
+    rows = []
+    for durability in ("group", "process"):
+        for name, options in ((f"{RATE} streams/s", {"rate": RATE}), ("full load", {})):
+            with ExitStack() as stack:
+                mock_port = free_port()
+                stack.enter_context(
+                    running([str(TOOL), "mock", f"-listen=127.0.0.1:{mock_port}"], OTHER_CORES)
+                )
+                gateway = GatewayUnderTest(stack, mock_port, durability, "timed")
+                done = load(gateway.port, seconds, connections=CONNECTIONS, stream=True, **options)
+                waits = gateway.stop()
+            if len(waits) != done["requests"]:
+                raise SystemExit(f"{len(waits)} waits were timed for {done['requests']} streams")
+            p50, p99 = (waits[len(waits) * share // 100] / 1e6 for share in (50, 99))
+            rows.append({"durability": durability, "load": name, "p50_ms": p50, "p99_ms": p99})
+    return rows
+
+
 def memory() -> dict[str, float]:
     """Return the gateway's memory before and with OPEN_STREAMS paced streams open."""
     with ExitStack() as stack:
@@ -242,7 +281,7 @@ def memory() -> dict[str, float]:
     return {"idle_mib": idle, "open_mib": peak, "kib_per_stream": (peak - idle) * 1024 / OPEN_STREAMS}
 
 
-def show(rows: list[dict[str, Any]], held: dict[str, float]) -> None:
+def show(rows: list[dict[str, Any]], waits: list[dict[str, Any]], held: dict[str, float]) -> None:
     direct, proxy = rows[0], rows[1]
     table = Table(title=f"one core each, {CONNECTIONS} connections; latency added at {RATE}/s; medians")
     for column in (
@@ -268,6 +307,15 @@ def show(rows: list[dict[str, Any]], held: dict[str, float]) -> None:
             f"{row['cpu_us']:.0f}" if "cpu_us" in row else "–",
         )
     console.print(table)
+    without = next(row for row in rows if "no journal" in row["name"])
+    for row in rows[2:4]:
+        lost = [1 - row[column] / without[column] for column in ("requests_per_s", "chunks_per_s")]
+        console.print(f"{row['name']}: costs {lost[0]:.1%} of requests/s and {lost[1]:.1%} of chunks/s")
+    for wait in waits:
+        console.print(
+            f"hold of the terminal event, journal `{wait['durability']}`, {wait['load']}: "
+            f"p50 {wait['p50_ms']:.3f} ms, p99 {wait['p99_ms']:.3f} ms"
+        )
     console.print(
         f"memory: {held['idle_mib']:.0f} MiB idle, {held['open_mib']:.0f} MiB with {OPEN_STREAMS} open "
         f"streams ({held['kib_per_stream']:.0f} KiB each); every answer had its bill in the journal"
@@ -281,10 +329,11 @@ def main() -> None:
     options = parser.parse_args()
     build()
     rows = measure(*((0.7, 1) if options.quick else (3.0, 3)))
+    waits = holds(0.7 if options.quick else 3.0)
     held = memory()
-    show(rows, held)
+    show(rows, waits, held)
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "memory": held}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"rows": rows, "holds": waits, "memory": held}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
