@@ -19,6 +19,7 @@ from typing import Final, Literal
 import msgspec
 
 Side = Literal["input", "output", "request"]
+Unit = Literal["token", "call", "image", "second", "page"]
 
 
 class Dimension(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,12 +30,14 @@ class Dimension(msgspec.Struct, frozen=True, kw_only=True):
         side: which side of the exchange it is counted on.
         part_of: the dimension whose count includes this one; None for a whole.
         attribute: name of the count on the billing span.
+        unit: what is counted; people read and write token rates per million, all others per one.
     """
 
     name: str
     side: Side
     attribute: str
     part_of: str | None = None
+    unit: Unit = "token"
 
 
 DIMENSIONS: Final[dict[str, Dimension]] = {
@@ -96,7 +99,7 @@ DIMENSIONS: Final[dict[str, Dimension]] = {
             part_of="output",
             attribute="billing.usage.output_image_tokens",
         ),
-        Dimension(name="request", side="request", attribute="billing.usage.requests"),
+        Dimension(name="request", side="request", attribute="billing.usage.requests", unit="call"),
     )
 }
 """The registry, in the order in which charge lines are printed."""

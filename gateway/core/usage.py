@@ -31,6 +31,20 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     bounds: dict[str, tuple[int, int]]
 
 
+class OtherUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What another model than the one that served consumed inside the same reply: an adviser, a fallback.
+
+    Args:
+        model: as the provider names it.
+        reason: why it was called, in the provider's word.
+        counts: as `Usage.counts`; none of them is in the counts of the model that served.
+    """
+
+    model: str
+    reason: str
+    counts: dict[str, int]
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What one reply consumed.
 
@@ -41,6 +55,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         service_tier: the tier that the *reply* states, None when it states none.
         reported_cost_usd: the provider's own figure as the decimal string it sent, None when absent.
         estimate: which counts are estimated, None where all were reported.
+        others: tokens of other models inside this reply, charged at those models' rates.
+        qualifiers: what else the reply states that decides its rates, by name: `speed`, `inference_geo`.
     """
 
     counts: dict[str, int]
@@ -49,10 +65,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: str | None = None
     reported_cost_usd: str | None = None
     estimate: Estimate | None = None
+    others: tuple[OtherUsage, ...] = ()
+    qualifiers: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        for name, units in self.counts.items():
-            if name not in DIMENSIONS:
-                raise ValueError(f"{name!r} is not a dimension; add it to gateway.core.dimensions")
-            if not 0 <= units <= COUNT_MAX:
-                raise ValueError(f"{name} = {units} is outside 0..{COUNT_MAX}")
+        for counts in (self.counts, *[other.counts for other in self.others]):
+            for name, units in counts.items():
+                if name not in DIMENSIONS:
+                    raise ValueError(f"{name!r} is not a dimension; add it to gateway.core.dimensions")
+                if not 0 <= units <= COUNT_MAX:
+                    raise ValueError(f"{name} = {units} is outside 0..{COUNT_MAX}")
