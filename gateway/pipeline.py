@@ -32,7 +32,7 @@ from gateway.metering.settle import (
 from gateway.protocols.base import StreamMeter
 from gateway.providers.upstream import Header, UpstreamReply
 from gateway.release.headers import reply_headers
-from gateway.release.relay import Caller, Drain
+from gateway.release.relay import Caller, Patience
 from gateway.stages import Admitted, Lane, Stages
 
 LINGER_S = 0.25
@@ -227,10 +227,10 @@ class Serving:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
 
     async def _relay(self, lane: Lane, upstream: UpstreamReply, meter: StreamMeter) -> None:
-        """Pass the stream on as it comes, until its end."""
+        """Pass the stream on as it comes, until its end, or as far as patience goes without a caller."""
         stages, caller = self._stages, self._caller
-        drain: Drain | None = None
-        try:
+        drains = None if self._admitted.call.identity.on_disconnect == "cancel" else stages.drains
+        async with Patience(caller, drains, stages.monotonic_ns) as patience:
             while data := await upstream.read():  # bounded by upstream.total_timeout_s
                 now = stages.monotonic_ns()
                 if self._first_chunk_ns is None:
@@ -241,13 +241,7 @@ class Serving:
                 if meter.ended:
                     await _read_out(upstream, meter)
                     return
-                if caller.left_lately(now):
-                    drain = drain or self._begin_drain(now)
-                    if drain is None or drain.take(len(data), now):
-                        raise _left(caller.why)
-        finally:
-            if drain is not None:
-                drain.end()
+                patience.take(len(data), now)
 
     async def _noted(self, lane: Lane, meter: StreamMeter, now_ns: int) -> bool:
         """Note the progress if it is time to; False if it could not be kept, so that nothing may go out."""
@@ -272,11 +266,6 @@ class Serving:
             return False
         self._noted_bytes, self._noted_ns = meter.fed, now_ns
         return True
-
-    def _begin_drain(self, now_ns: int) -> Drain | None:
-        if self._admitted.call.identity.on_disconnect == "cancel":
-            return None
-        return self._stages.drains.begin(now_ns)
 
     # price and record
 
@@ -314,15 +303,6 @@ def _provider_request_id(headers: Sequence[Header]) -> str | None:
         if name in (b"x-request-id", b"request-id"):
             return value[:128].decode("ascii", "replace")
     return None
-
-
-def _left(why: str) -> UpstreamError:
-    return UpstreamError(
-        why,
-        "the caller left, and the provider did not end within upstream.drain_*",
-        retryable=False,
-        sent=True,
-    )
 
 
 def _cut_off() -> UpstreamError:

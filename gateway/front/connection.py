@@ -99,7 +99,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request being answered, which need not be the last one parsed."""
-        self._link.gone = True
+        self._link.end()
         running, self._running = self._running, None
         if running is not None:
             running.disconnected = not running.response_complete

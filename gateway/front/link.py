@@ -1,4 +1,4 @@
-"""Link: the two facts about a connection that ASGI does not tell an application.
+"""Link: the two facts about a connection that ASGI does not tell an application, and a word when it ends.
 
 It stands in `scope["extensions"]["spanbill"]` and is the same object for every request of a connection. Both
 facts are set once and never taken back; reading them costs nothing, where a step of `receive()` costs 2 us.
@@ -18,13 +18,21 @@ class Link:
     Attributes:
         gone: nothing can reach the caller any more.
         stalled: it was cut off because the caller did not read what was written; `gone` follows.
+        on_gone: called once `gone` is true, by whoever serves the connection's running request.
     """
 
-    __slots__ = ("gone", "stalled")
+    __slots__ = ("gone", "on_gone", "stalled")
 
     def __init__(self) -> None:
         self.gone = False
         self.stalled = False
+        self.on_gone: Callable[[], None] | None = None
+
+    def end(self) -> None:
+        """Note that nothing can reach the caller any more, and say so."""
+        self.gone = True
+        if self.on_gone is not None:
+            self.on_gone()
 
 
 class Wire:

@@ -6,11 +6,15 @@ reading goes on for as long as `DrainBounds` allow.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
 from typing import Any
 from typing import Protocol as Interface
 
 import msgspec
+
+from gateway.core.errors import UpstreamError
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -68,6 +72,7 @@ class Link(Interface):
 
     gone: bool
     stalled: bool
+    on_gone: Callable[[], None] | None
 
 
 class Caller:
@@ -117,6 +122,16 @@ class Caller:
         stalled = self._link is not None and self._link.stalled
         return "client_stalled" if stalled else "client_disconnected"
 
+    def when_it_leaves(self, act: Callable[[], None] | None) -> None:
+        """Have `act` called as soon as the caller has left, at once if it has; None calls it off.
+
+        Without a link nobody tells, and `left_lately` must do.
+        """
+        if self._link is not None:
+            self._link.on_gone = act
+            if act is not None and self._link.gone:
+                act()
+
     def left_lately(self, now_ns: int) -> bool:
         """As `left`, but look at most every CHECK_EVERY_NS."""
         if self.gone or now_ns - self._checked_ns < CHECK_EVERY_NS:
@@ -145,3 +160,74 @@ class Caller:
             await self._send(message)
         except OSError:  # the ASGI specification lets a server raise this once the caller is gone
             self.gone = True
+
+
+class Patience:
+    """How long a stream is read: without end while its caller is there, within DrainBounds once it left.
+
+    A provider that is silent keeps nobody longer than one that talks: the time runs from the leaving, and not
+    from the next bytes.
+
+    Args:
+        drains: None where a stream is not to be read without its caller at all.
+        now_ns: monotonic.
+    """
+
+    __slots__ = ("_caller", "_drain", "_drains", "_now_ns", "_timeout", "left")
+
+    def __init__(self, caller: Caller, drains: Drains | None, now_ns: Callable[[], int]) -> None:
+        self._caller = caller
+        self._drains = drains
+        self._now_ns = now_ns
+        self._drain: Drain | None = None
+        self._timeout = asyncio.timeout(None)
+        self.left = False
+
+    async def __aenter__(self) -> Patience:
+        await self._timeout.__aenter__()
+        self._caller.when_it_leaves(self._leave)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the drain back.
+
+        Raises:
+            UpstreamError: the caller left, and the bounds are reached.
+        """
+        self._caller.when_it_leaves(None)
+        if self._drain is not None:
+            self._drain.end()
+        try:
+            await self._timeout.__aexit__(kind, fault, trace)
+        except TimeoutError:
+            raise self._exhausted() from None
+
+    def take(self, size: int, now_ns: int) -> None:
+        """Count what was read.
+
+        Raises:
+            UpstreamError: the caller left, and the bounds are reached.
+        """
+        if not self.left and self._caller.left_lately(now_ns):
+            self._leave()
+        if self.left and (self._drain is None or self._drain.take(size, now_ns)):
+            raise self._exhausted()
+
+    def _leave(self) -> None:
+        if self.left:
+            return
+        self.left = True
+        if self._drains is not None:
+            self._drain = self._drains.begin(self._now_ns())
+        more_ns = 0 if self._drain is None or self._drains is None else self._drains.bounds.duration_ns
+        self._timeout.reschedule(asyncio.get_running_loop().time() + more_ns / 1e9)
+
+    def _exhausted(self) -> UpstreamError:
+        return UpstreamError(
+            self._caller.why,
+            "the caller left, and the provider did not end within upstream.drain_*",
+            retryable=False,
+            sent=True,
+        )
