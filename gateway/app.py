@@ -46,7 +46,7 @@ from gateway.protocols import PROTOCOLS
 from gateway.providers.httpx_transport import transport_for
 from gateway.providers.simulated import SimulatedTransport
 from gateway.providers.upstream import Timeouts, Transport
-from gateway.recorder import JournalRecorder, recover
+from gateway.recorder import JournalRecorder, recover, starting
 from gateway.release.relay import DrainBounds, Drains
 from gateway.routing.targets import Router
 from gateway.settings import Settings, SettingsError
@@ -260,10 +260,12 @@ def _lifespan(
 ) -> Callable[[FastAPI], Any]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with locked(directory):
-            findings = scan(directory, files)
-            writer.open(dict(list(findings.heads.items())[-HEADS_MAX:]))
-            await recover_(findings)
+        with contextlib.ExitStack() as held:
+            with starting(directory):
+                held.enter_context(locked(directory))
+                findings = scan(directory, files)
+                writer.open(dict(list(findings.heads.items())[-HEADS_MAX:]))
+                await recover_(findings)
             tending = asyncio.create_task(_tend(writer))
             if shipper is not None:
                 shipper.start()

@@ -2,12 +2,15 @@
 
 intent, progress, settle, durable     called by the story for each request
 recover                               once at start: bills for intents whose process died
+starting                              around all that is done to the folder before it is used
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,17 +18,30 @@ import msgspec
 
 from gateway import __version__
 from gateway.billing import Prices, interrupted
-from gateway.core.errors import GatewayFault
+from gateway.core.errors import CannotStartError, GatewayFault
 from gateway.core.exchange import Call, Exchange, Progress
 from gateway.recording.span import billing_span
 from otel.journal import JournalUnavailable, JournalWriter
-from otel.journal.files import Files
+from otel.journal.files import Files, reason_of
 from otel.journal.recovery import Findings, OpenIntent, retire
+from otel.journal.segments import JournalLocked
 from otel.schema import encode_span, resource_spans_frame
 
 log = logging.getLogger("spanbill.recovery")
 
 RETRY_AFTER_S: Final = 1
+ELSEWHERE: Final = "or give the gateway another folder (journal.directory)"
+ADVICE: Final = {
+    errno.EACCES: "let the user that runs the gateway read and write it",
+    errno.EPERM: "let the user that runs the gateway read and write it",
+    errno.EEXIST: "move away the file that stands there",
+    errno.ENOTDIR: "move away the file that stands there",
+    errno.EROFS: "mount its file system for writing",
+    errno.ENOSPC: "free some of the disk's space",
+    errno.EDQUOT: "free some of the user's quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EIO: "look for the disk in the system's log",
+}
 
 
 class JournalRecorder:
@@ -76,6 +92,31 @@ def unavailable(fault: JournalUnavailable) -> GatewayFault:
         retry_after_s=RETRY_AFTER_S,
         owed=fault.owed,
     )
+
+
+@contextlib.contextmanager
+def starting(directory: Path) -> Iterator[None]:
+    """Say plainly why the journal's folder cannot be used, if it cannot.
+
+    Raises:
+        CannotStartError: naming the folder, the reason and what to do.
+    """
+    try:
+        yield
+    except JournalLocked as fault:
+        raise CannotStartError(str(fault)) from fault
+    except JournalUnavailable as fault:
+        raise CannotStartError(
+            f"the journal's folder {directory} cannot be used: the bills of a gateway that died could not be "
+            f"written ({fault}); see to the disk, {ELSEWHERE}"
+        ) from fault
+    except OSError as fault:
+        where = f" ({fault.filename})" if fault.filename is not None else ""
+        advice = ADVICE.get(fault.errno or 0, "see to it")
+        raise CannotStartError(
+            f"the journal's folder {directory} cannot be used: {reason_of(fault)}{where}; "
+            f"{advice}, {ELSEWHERE}"
+        ) from fault
 
 
 async def recover(

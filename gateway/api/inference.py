@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.admission.gate import Gate
 from gateway.api.correlation import Correlation, Ids, begin
-from gateway.core.errors import CallerError, GatewayFault, SpanbillError
+from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity
 from gateway.metering.settle import FAILED, INTERRUPTED, Ending
 from gateway.pipeline import Serving
@@ -52,6 +52,9 @@ class Doors:
         lanes: (model, protocol name) -> targets in order; raises CallerError 404.
         refused: told of each refusal.
         served: told of each exchange's correlation and scope for the SERVER span, after its end.
+
+    Attributes:
+        start_fault: why the gateway could not start, for the operator.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Doors:
         self._stages = stages
         self._ids = ids
         self.gate = gate
+        self.start_fault: str | None = None
         self._traces = traces
         self._identify = identify
         self._lanes = lanes
@@ -93,12 +97,36 @@ class Doors:
         return self._refused
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
         if scope["type"] == "http":
             protocol = self._protocols.get(scope["path"])
             if protocol is not None:
                 await self._serve(protocol, scope, receive, send)
                 return
         await self._behind(scope, receive, send)
+
+    async def _live(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Pass the lifespan on; that the gateway cannot start is kept as one line, and is no traceback."""
+        withheld: dict[str, Any] | None = None
+
+        async def told(message: dict[str, Any]) -> None:
+            nonlocal withheld
+            if message["type"] == "lifespan.startup.failed":
+                withheld = message
+            else:
+                await send(message)
+
+        try:
+            await self._behind(scope, receive, told)
+        except CannotStartError as fault:
+            self.start_fault = str(fault)
+            await send({"type": "lifespan.startup.failed", "message": ""})
+        except BaseException:
+            if withheld is not None:
+                await send(withheld)
+            raise
 
     async def _serve(self, protocol: Protocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         stages = self._stages

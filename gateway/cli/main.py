@@ -1,7 +1,7 @@
 """Commands: each one reads the settings, says plainly what is wrong with them, and exits with a stated code.
 
-Exit codes: 0 done; 1 verified, and found wanting; 2 wrong usage; 78 the configuration or the journal's
-folder cannot be used (EX_CONFIG).
+Exit codes: 0 done; 1 verified, and found wanting; 2 wrong usage; 78 the configuration, the journal's folder
+or the address cannot be used (EX_CONFIG).
 """
 
 from __future__ import annotations

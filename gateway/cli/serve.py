@@ -18,11 +18,13 @@ from gateway.admission.gate import Gate
 from gateway.admission.virtual_keys import KeyEntry
 from gateway.app import create_app
 from gateway.assembly import configured_keys
+from gateway.core.errors import CannotStartError
 from gateway.core.exchange import Identity
 from gateway.front import FrontBounds, front_protocol
 from gateway.logs import LineWriter, configure
+from gateway.recorder import starting
 from gateway.settings import Settings, SettingsError
-from otel.journal.segments import JournalLocked, locked
+from otel.journal.segments import locked
 
 try:
     import resource
@@ -49,14 +51,13 @@ def serve_forever(settings: Settings) -> str | None:
     os.environ.setdefault("OTEL_SERVICE_NAME", "spanbill")
     lines = LineWriter()
     try:
-        with locked(settings.journal.directory):
-            pass  # a first look, so that a folder in use is said plainly before anything starts
-        demo = _demo_key(settings)
+        with starting(settings.journal.directory):
+            with locked(settings.journal.directory):
+                pass  # a first look, so that a folder in use is said plainly before anything starts
+            demo = _demo_key(settings)
         app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines)
-    except (SettingsError, JournalLocked) as fault:
+    except (SettingsError, CannotStartError) as fault:
         return str(fault)
-    except OSError as fault:
-        return f"the journal's folder {settings.journal.directory} cannot be used: {fault.strerror}"
     if demo:
         _greet(settings, demo[0])
     configure(settings.logging.level, lines)
@@ -84,11 +85,12 @@ def serve_forever(settings: Settings) -> str | None:
         signal.signal(told, lambda *_: None)
     try:
         server.run()
+    except SystemExit:  # uvicorn's way to say that it could not start
+        if app.start_fault is None:
+            return f"the gateway cannot listen on {settings.server.host}:{settings.server.port}; see its log"
     finally:
         lines.close()
-    if not server.started:
-        return "the gateway could not start; the log above says why"
-    return None
+    return app.start_fault
 
 
 class Server(uvicorn.Server):

@@ -84,3 +84,7 @@ class GatewayFault(SpanbillError):
     ) -> None:
         super().__init__(code, message, status=status, retry_after_s=retry_after_s)
         self.owed = owed
+
+
+class CannotStartError(Exception):
+    """The gateway cannot begin; the message is one line for the operator: what, why, and what to do."""
