@@ -90,6 +90,11 @@ class Serving:
         finally:
             upstream.close()
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the answer is a stream that has begun."""
+        return self._meter is not None
+
     def abandon(self, ending: Ending, *, blank: bool = False) -> None:
         """Settle a request that could not be served to its end (shutdown, a fault of ours); at most once.
 

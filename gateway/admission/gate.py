@@ -25,14 +25,19 @@ class Gate:
             GatewayFault: 503, the gateway is stopping.
         """
         if self.closed:
-            raise GatewayFault(
-                "shutting_down",
-                "the gateway is stopping; send the request again",
-                status=503,
-                retry_after_s=RETRY_AFTER_S,
-            )
+            raise stopping()
         self.inside += 1
 
     def leave(self) -> None:
         """Note the end of one request that was let in."""
         self.inside -= 1
+
+
+def stopping() -> GatewayFault:
+    """Return what a caller is told by a gateway that stops."""
+    return GatewayFault(
+        "shutting_down",
+        "the gateway is stopping; send the request again",
+        status=503,
+        retry_after_s=RETRY_AFTER_S,
+    )

@@ -8,13 +8,14 @@ protocol's own envelope with the correlation ids, and without a provider having 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from gateway.admission.gate import Gate
+from gateway.admission.gate import Gate, stopping
 from gateway.api.correlation import Correlation, Ids, begin
 from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity
@@ -30,6 +31,8 @@ log = logging.getLogger("spanbill.inference")
 Header = tuple[bytes, bytes]
 BODY_PARTS_MAX: Final = 1_000_000
 """Reads of one request body: more than this many pieces is an attack, not an upload."""
+TELL_S: Final = 0.25
+"""How long a caller may take to hear that its request was told to stop; it may not be reading."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +147,7 @@ class Doors:
             await self._refuse(protocol, caller, correlation, error, serving, started_ns, started_unix_ns)
         except asyncio.CancelledError:
             self._abandon(serving, INTERRUPTED)
+            await self._tell_stopping(protocol, caller, correlation, serving, started_ns, started_unix_ns)
             raise
         except Exception as fault:  # the ASGI boundary: billed, answered, logged
             log.exception("unforeseen fault", extra={"request_id": correlation.record_id})
@@ -220,7 +224,7 @@ class Doors:
         started_ns: int,
         started_unix_ns: int,
     ) -> None:
-        """Answer in the protocol's envelope; an answer that has begun can only be cut off."""
+        """Answer in the protocol's envelope; of an answer that has begun, only a stream can say more."""
         if serving is None or not serving.settled:
             self._refused(
                 Refusal(
@@ -233,6 +237,8 @@ class Doors:
                 )
             )
         if caller.started:
+            if serving is not None and serving.streaming:
+                await caller.cut(protocol.error_event(error))
             return
         body = protocol.error_body(error)
         headers = [
@@ -250,6 +256,22 @@ class Doors:
             )  # the rest of the body will not be read, or nothing more
         await caller.start(error.status, headers)
         await caller.body(body, more=False)
+
+    async def _tell_stopping(
+        self,
+        protocol: Protocol,
+        caller: Caller,
+        correlation: Correlation,
+        serving: Serving | None,
+        started_ns: int,
+        started_unix_ns: int,
+    ) -> None:
+        """Tell a caller that its answer stops here, so that it does not take the end for an accident."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TELL_S):
+                await self._refuse(
+                    protocol, caller, correlation, stopping(), serving, started_ns, started_unix_ns
+                )
 
     def _abandon(self, serving: Serving | None, ending: Ending) -> None:
         if serving is None:

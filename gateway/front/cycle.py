@@ -6,6 +6,7 @@ the request; the front only says why, in the disconnect that it delivers.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -19,6 +20,18 @@ class Cycle(RequestResponseCycle):
 
     fault: SpanbillError | None = None
     """Why its body will never be complete."""
+
+    async def run_asgi(self, app: Any) -> None:
+        """Run as uvicorn does; that a request was told to stop is no fault, and its caller knows."""
+
+        async def until_told(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                self.disconnected = True  # nothing more is sent
+                self.transport.close()
+
+        await super().run_asgi(until_told)
 
     async def receive(self) -> Any:
         """Return the next part of the body, or a disconnect that may carry a `fault`."""
