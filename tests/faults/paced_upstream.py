@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 WAIT_S = 30.0
-INPUT, OUTPUT, PLACEHOLDER = 17, 41, 1
+INPUT, OUTPUT, PLACEHOLDER = 17, 41, 999
 """The provider's own figures, and the placeholder that `message_start` carries for the output."""
 HEADS = {
     "stream": b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
@@ -148,11 +148,17 @@ class PacedUpstream:
         for connection in connections:
             connection.close()
 
-    def next_call(self) -> Call:
-        """Wait for a call; the caller answers it."""
+    def next_call(self, case: str | None = None) -> Call:
+        """Wait for a call, or for the one that was asked with this `case`; the caller answers it."""
+
+        def waiting() -> list[Call]:
+            return [call for call in self._waiting if case in (None, call.asked.get("case"))]
+
         with self._some:
-            assert self._some.wait_for(lambda: self._waiting, WAIT_S), "nobody called"
-            return self._waiting.pop(0)
+            assert self._some.wait_for(waiting, WAIT_S), "nobody called"
+            call = waiting()[0]
+            self._waiting.remove(call)
+            return call
 
     def _accept(self) -> None:
         while True:  # ends with the listener

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import struct
 import urllib.error
@@ -17,6 +19,8 @@ from tests.gateway_process import KEYS, Gateway, attributes, spans_in
 PATHS = {"chat_completions": "/v1/chat/completions", "messages": "/v1/messages"}
 CANCEL_KEY = "sk-test-cancels-0004"
 MAX_TOKENS = 64
+TABLE_READS_MAX = 100
+"""The table of connections is not read in one piece: a row may be missed."""
 
 
 def configure(folder: Path, upstream_port: int, **sections: dict[str, Any]) -> None:
@@ -56,9 +60,11 @@ class Caller:
     def __exit__(self, *fault: object) -> None:
         self.socket.close()
 
-    def ask(self, protocol: str, *, stream: bool, key: str = KEYS["alice"], model: str = "paced") -> None:
+    def ask(
+        self, protocol: str, *, stream: bool, key: str = KEYS["alice"], model: str = "paced", **more: Any
+    ) -> None:
         content = {"model": model, "max_tokens": MAX_TOKENS, "stream": stream, "messages": []}
-        body = json.dumps(content).encode()
+        body = json.dumps({**content, **more}).encode()
         head = (
             f"POST {PATHS[protocol]} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -88,10 +94,31 @@ class Caller:
         """Read until the connection ends or the chunked body does."""
         return self.read_until(b"\r\n0\r\n\r\n")
 
-    def leave(self, *, reset: bool = False) -> None:
+    def leave(self, gateway: Gateway, *, reset: bool = False) -> None:
+        """Close, by FIN or by RST, and wait until the gateway has closed its end too."""
+        inode = self._inode_of_gateways_end()
         if reset:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
+        assert wait_until(lambda: inode not in _sockets(gateway), WAIT_S, 0.005), "the leaving went unseen"
+
+    def _inode_of_gateways_end(self) -> str:
+        gateway_port, port = self.socket.getpeername()[1], self.socket.getsockname()[1]
+        ends = f"0100007F:{gateway_port:04X} 0100007F:{port:04X}"
+        for _ in range(TABLE_READS_MAX):
+            for line in Path("/proc/net/tcp").read_text().splitlines():
+                if ends in line:
+                    return f"socket:[{line.split()[9]}]"
+        raise AssertionError("the gateway has no such connection")
+
+
+def _sockets(gateway: Gateway) -> set[str]:
+    assert gateway.process is not None
+    found = set()
+    for link in Path(f"/proc/{gateway.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(link))
+    return found
 
 
 def request_id(received: bytes) -> str:

@@ -195,7 +195,8 @@ def test_a_stream_that_is_not_read_is_cut_off_and_billed(gateway: Gateway) -> No
                 received += data
     assert b"[DONE]" not in received
     (bill,) = (bill for key, bill in bills_in_journal(gateway.journal).items() if key not in known)
-    assert bill["billing.outcome"] in ("client_disconnected", "client_stalled")
+    assert (bill["billing.outcome"], bill["error.type"]) == ("client_disconnected", "client_stalled")
+    assert (bill["billing.status"], bill["billing.usage.source"]) == ("final", "drained")
 
 
 # half-close and pipelining
