@@ -22,6 +22,7 @@ from gateway.billing import Target, bill
 from gateway.core.errors import GatewayFault, UpstreamError
 from gateway.core.exchange import Attempt, Exchange, Progress, Reply
 from gateway.metering.settle import (
+    INTERRUPTED,
     NEVER_CALLED,
     NOT_KEPT,
     Ending,
@@ -125,6 +126,9 @@ class Serving:
             )
         except UpstreamError as fault:
             self._note_attempt(lane, span_id, started_unix_ns, None, fault.code)
+            raise
+        except asyncio.CancelledError:  # told to stop; the provider may be at work on it
+            self._note_attempt(lane, span_id, started_unix_ns, None, INTERRUPTED.error_type)
             raise
         self._note_attempt(lane, span_id, started_unix_ns, reply, None)
         self._status = reply.status

@@ -52,7 +52,7 @@ class World:
         self.tick_ns = 10**9
         self.on_disconnect: Literal["drain", "cancel"] = "drain"
         self.max_tokens: int | None = None
-        self.unreachable: UpstreamError | None = None
+        self.unreachable: BaseException | None = None
         self.gone_after: int | None = None
         self.sent = b""
         self.completed = False
@@ -425,3 +425,15 @@ async def test_a_stream_told_to_stop_in_the_middle_is_billed_with_what_came() ->
     (bill,) = world.bills
     assert (bill.outcome, bill.status) == ("interrupted", "estimated")
     assert not world.completed
+
+
+async def test_a_call_told_to_stop_before_its_answer_is_billed_as_an_attempt() -> None:
+    world = World()
+    world.unreachable = asyncio.CancelledError()
+    serving = world.serving()
+    with pytest.raises(asyncio.CancelledError):
+        await serving.serve()
+    serving.abandon(INTERRUPTED)
+    (bill,) = world.bills
+    assert (bill.outcome, bill.status) == ("interrupted", "unmetered")
+    assert [attempt.error_type for attempt in bill.attempts] == ["interrupted"]
