@@ -96,9 +96,9 @@ def create_app(
     gate = Gate()
     resource = Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME", "spanbill")})
     traces = traces_from_env(resource, environ=environ)
-    ring = KeyRing([*configured_keys(settings, environ), *keys])
     providers = configured_providers(settings, environ)
     try:
+        ring = KeyRing([*configured_keys(settings, environ), *keys])
         catalogue = Catalogue(packaged_rates(), settings.prices.overrides)
         router = Router(
             [place_of(provider) for provider in providers.values()], settings.routing.default_provider

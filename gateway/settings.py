@@ -15,6 +15,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableVariable
 
 ENV_PREFIX = "SPANBILL_"
 NOT_SETTINGS = frozenset(
@@ -242,17 +243,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: listing every unknown key and unusable value, with where each one stands.
     """
     mistakes: list[str] = []
-    values: dict[str, object] = {}
-    named = environ.get("SPANBILL_CONFIG")
-    path = Path(named or "spanbill.yaml")
-    if named or path.exists():
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as fault:
-            raise SettingsError(f"{path}: {fault}") from fault
-        if loaded is not None and not isinstance(loaded, dict):
-            raise SettingsError(f"{path}: the file must hold a mapping of settings")
-        values = {str(key): value for key, value in (loaded or {}).items()}
+    values = _file_values(environ.get("SPANBILL_CONFIG"))
     known = {name.upper() for name in Settings.model_fields}
     for name in environ:
         section = name.removeprefix(ENV_PREFIX).split("__")[0]
@@ -264,8 +255,40 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         for error in fault.errors(include_input=False, include_url=False):
             where = ".".join(str(part) for part in error["loc"])
             mistakes.append(f"{where} ({ENV_PREFIX}{where.upper().replace('.', '__')}): {error['msg']}")
+    except UnreadableVariable as fault:  # its message has the field in quotes, and no value
+        field = str(fault).split('"')[1]
+        mistakes.append(f"{ENV_PREFIX}{field.upper()}: the variable is not valid JSON")
     if mistakes:
         raise SettingsError(
             "the configuration has mistakes:\n" + "\n".join(f"  - {line}" for line in mistakes)
         )
     return settings
+
+
+def _file_values(named: str | None) -> dict[str, object]:
+    """Return what the file of settings says; nothing if there is none and none is named.
+
+    Raises:
+        SettingsError: it cannot be read, or is no mapping.
+    """
+    path = Path(named or "spanbill.yaml")
+    if not named and not path.exists():
+        return {}
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise SettingsError(f"{path}: {fault.strerror}") from fault
+    except UnicodeDecodeError as fault:
+        raise SettingsError(f"{path}: the file is not UTF-8") from fault
+    except yaml.MarkedYAMLError as fault:  # whose own message quotes the line, and a key may stand there
+        line = "" if fault.problem_mark is None else f", line {fault.problem_mark.line + 1}"
+        raise SettingsError(f"{path}{line}: not valid YAML: {fault.problem}") from fault
+    except yaml.YAMLError as fault:
+        raise SettingsError(f"{path}: the file has characters that YAML does not allow") from fault
+    except ValueError as fault:  # what YAML takes for a date or a number
+        raise SettingsError(f"{path}: a date or a number in the file is none") from fault
+    except RecursionError as fault:
+        raise SettingsError(f"{path}: the file is nested too deeply") from fault
+    if loaded is not None and not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: the file must hold a mapping of settings")
+    return {str(key): value for key, value in (loaded or {}).items()}

@@ -195,21 +195,7 @@ KEYS_REFUSED = {
 }  # fmt: skip
 
 
-CLASHES = {"one key with two owners", "one id for two keys"}
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        pytest.param(
-            mistake,
-            marks=pytest.mark.xfail(strict=True, reason="create_app lets KeyRing's ValueError through")
-            if mistake in CLASHES
-            else (),
-        )
-        for mistake in KEYS_REFUSED
-    ],
-)
+@pytest.mark.parametrize("mistake", KEYS_REFUSED)
 def test_a_gateway_with_an_unusable_secret_refuses_to_start(
     mistake: str, clean: dict[str, str], tmp_path: Path
 ) -> None:
