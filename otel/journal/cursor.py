@@ -1,7 +1,8 @@
 """Cursor: how far one reader of the journal has got, per segment; it moves only when it is told to.
 
-The file is replaced whole, so that it is never half written. A file that cannot be read is set aside and
-reading starts over: a bill may then be delivered twice, recognisable by its id, and never not at all.
+The file is replaced whole, so that it is never half written, and has a checksum: an altered digit could pass
+over a bill. A file that is not what was saved is set aside and reading starts over: a bill may then be
+delivered twice, recognisable by its id, and never not at all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import msgspec
 
@@ -16,15 +18,19 @@ from otel.journal.files import Files
 
 log = logging.getLogger("spanbill.journal")
 
-VERSION: Final = 1
+VERSION: Final = 2
 BYTES_MAX: Final = 64 * 1024 * 1024
 """A cursor file is read up to this size: half a million segments."""
 
 
-class _State(msgspec.Struct):
+class _State(msgspec.Struct, frozen=True):
     v: int
     offsets: dict[str, int]
     seen: dict[str, int] = {}
+    crc: str = ""
+
+    def checksum(self) -> str:
+        return f"{crc32(msgspec.json.encode(msgspec.structs.replace(self, crc=''))):08x}"
 
 
 class Cursor:
@@ -68,19 +74,23 @@ class Cursor:
         """
         self._files.make_directory(self._path.parent)
         state = _State(v=VERSION, offsets=self._offsets, seen=self._seen)
-        self._files.replace(self._path, msgspec.json.encode(state))
+        whole = msgspec.structs.replace(state, crc=state.checksum())
+        self._files.replace(self._path, msgspec.json.encode(whole))
 
     def _load(self) -> _State:
         try:
             data = self._files.read(self._path, 0, BYTES_MAX)
-            return msgspec.json.decode(data, type=_State)
+            state = msgspec.json.decode(data, type=_State)
+            if state.v == VERSION and state.crc == state.checksum():
+                return state
         except FileNotFoundError:
             return _State(v=VERSION, offsets={})
-        except (OSError, msgspec.MsgspecError):
-            aside = self._path.with_suffix(".unreadable")
-            log.error(
-                "the cursor cannot be read; starting over",
-                extra={"cursor": str(self._path), "aside": str(aside)},
-            )
-            self._files.rename(self._path, aside)
-            return _State(v=VERSION, offsets={})
+        except (OSError, ValueError):  # msgspec's errors and a string that is no UTF-8 are ValueErrors
+            pass
+        aside = self._path.with_suffix(".unreadable")
+        log.error(
+            "the cursor cannot be read; starting over",
+            extra={"cursor": str(self._path), "aside": str(aside)},
+        )
+        self._files.rename(self._path, aside)
+        return _State(v=VERSION, offsets={})
