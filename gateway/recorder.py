@@ -166,7 +166,7 @@ def _interrupted(intent: OpenIntent, prices: Prices) -> Exchange | None:
     try:
         call = msgspec.json.decode(intent.call, type=Call)
         progress = None if intent.progress is None else msgspec.json.decode(intent.progress, type=Progress)
-    except msgspec.MsgspecError:
+    except ValueError:
         log.error("an intent cannot be read; it stays without a bill", extra={"record_id": intent.record_id})
         return None
     return interrupted(prices, call, progress)

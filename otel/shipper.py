@@ -87,7 +87,7 @@ def judge(status: int, body: bytes, retry_after: str | None) -> Verdict:
     try:
         answer = msgspec.json.decode(body, type=_Answer)
         rejected = int(answer.partial.rejected) if answer.partial is not None else 0
-    except (msgspec.MsgspecError, ValueError):
+    except ValueError:
         return TryAgain("HTTP 200 with a body that is no OTLP answer")
     if rejected and answer.partial is not None:
         return Rejected(f"{rejected} spans rejected: {answer.partial.message[:200]}")

@@ -125,7 +125,7 @@ def header_of(record: Record) -> Header:
     """
     try:
         return msgspec.json.decode(record.d, type=Header)
-    except msgspec.MsgspecError as fault:
+    except ValueError as fault:
         raise ValueError("not a header") from fault
 
 
@@ -167,7 +167,7 @@ def parse(line: bytes) -> Record:
     """
     try:
         return _decoder.decode(line).j
-    except msgspec.MsgspecError as fault:
+    except ValueError as fault:
         raise ValueError("not a journal record") from fault
 
 

@@ -273,10 +273,16 @@ def test_bills_of_segments_that_retention_removed_may_stand_at_the_collector(
     assert "collector_extra" in kinds(machine(folder, "--collector-log", log)[1])
 
 
+BAD_TEXT = b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"\xff"}]}]}]}'
+
+
 def test_a_log_line_that_cannot_be_read_is_named_and_a_torn_last_one_is_not_a_breach(
     folder: Path, tmp_path: Path
 ) -> None:
     log = collector_log(folder, tmp_path / "a.jsonl", lambda lines: [*lines, "not json\n"])
+    code, report = machine(folder, "--collector-log", log)
+    assert (code, report["counts"]) == (1, {"log_unreadable": 1})
+    log.write_bytes(log.read_bytes().replace(b"not json", BAD_TEXT))
     code, report = machine(folder, "--collector-log", log)
     assert (code, report["counts"]) == (1, {"log_unreadable": 1})
     log = collector_log(folder, tmp_path / "b.jsonl", lambda lines: [*lines, lines[0][:500]])

@@ -80,7 +80,7 @@ def _read_manifest(scan: Scan, manifest: Iterable[bytes]) -> dict[str, Removed]:
         try:
             entry = _removed.decode(line)
             cost = int(entry.cost_pico_usd)
-        except (msgspec.MsgspecError, ValueError) as fault:
+        except ValueError as fault:
             _manifest(scan, at, f"a line cannot be read: {fault}")
             continue
         before = removed.get(entry.file)

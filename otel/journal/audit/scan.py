@@ -241,10 +241,10 @@ class Scan:
         try:
             line = _strict.decode(raw)
             record, spans, fault = line.j, line.resource_spans, None
-        except msgspec.MsgspecError as wrong:
+        except ValueError as wrong:
             try:
                 record, spans, fault = _loose.decode(raw).j, [], str(wrong)
-            except msgspec.MsgspecError as broken:
+            except ValueError as broken:
                 if not begun:
                     sequence.begin(place, None, None)
                 self._add("not_a_record", str(broken), place.segment, place.offset, len(raw))
@@ -276,7 +276,7 @@ class Scan:
             return
         try:
             facts = _header.decode(record.d)
-        except msgspec.MsgspecError as fault:
+        except ValueError as fault:
             self.findings.add(place.finding("header", str(fault)))
             sequence.begin(place, None, None)
             return
@@ -313,7 +313,7 @@ class Scan:
         self.facts.intents += 1
         try:
             call = _call.decode(record.d)
-        except msgspec.MsgspecError as fault:
+        except ValueError as fault:
             self.findings.add(place.finding("not_a_record", str(fault), id=record.id))
             call = _Call()
         if call.record_id not in ("", record.id):

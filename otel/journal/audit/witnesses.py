@@ -223,7 +223,7 @@ def _read(
             continue
         try:
             value = decoder.decode(line)
-        except msgspec.MsgspecError as fault:
+        except ValueError as fault:
             kind = "log_unreadable" if line.endswith(b"\n") else "log_torn"
             findings.add(Finding(kind=kind, what=str(fault), segment=name, offset=at, length=len(line)))
             continue
