@@ -14,12 +14,17 @@ ATTO_PER_PICO_TIMES_MILLION: Final = 10**12
 RATE_DECIMALS: Final = 18
 """Published rates have up to 17 decimals per million: some price lists print what a double left of 0.14."""
 
+USD_DIGITS_MAX: Final = 24
+"""Digits before the point: a larger amount is a slip of the pen, and 1E999999999 would be minutes of work."""
+DIGITS_MAX: Final = 60
+
 
 def usd_to_pico(usd: Decimal) -> int:
     """Return whole pico-USD.
 
     Raises:
-        ValueError: the amount is not finite or is finer than 10^-12 USD: nothing here may round silently.
+        ValueError: the amount is not finite, too large, or finer than 10^-12 USD: nothing here may round
+            silently.
     """
     return _scaled(usd, 12)
 
@@ -28,7 +33,7 @@ def rate_to_atto(usd_per_million: Decimal) -> int:
     """Return a rate as whole atto-USD per million units.
 
     Raises:
-        ValueError: the rate is not finite or has more than RATE_DECIMALS decimals.
+        ValueError: the rate is not finite, too large, or has more than RATE_DECIMALS decimals.
     """
     return _scaled(usd_per_million, RATE_DECIMALS)
 
@@ -38,6 +43,10 @@ def _scaled(usd: Decimal, decimals: int) -> int:
         raise ValueError(f"{usd} is not an amount of money")
     sign, digits, exponent = usd.as_tuple()
     assert isinstance(exponent, int)  # finite, so a number
+    if usd.adjusted() >= USD_DIGITS_MAX or len(digits) > DIGITS_MAX:
+        raise ValueError(f"an amount of money has at most {USD_DIGITS_MAX} digits before the point")
+    if exponent < -DIGITS_MAX:
+        raise ValueError(f"an amount is finer than 10^-{decimals} USD")
     shift = exponent + decimals
     magnitude = int("".join(map(str, digits)))
     whole: int

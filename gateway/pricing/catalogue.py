@@ -102,13 +102,15 @@ class Catalogue:
     def __init__(self, data: bytes, overrides: Mapping[str, Mapping[str, str | int]] | None = None) -> None:
         try:
             parsed = msgspec.json.decode(data, type=_File)
-        except msgspec.MsgspecError as fault:
+        except ValueError as fault:  # msgspec's own, and text that is no UTF-8
             raise CatalogueError(f"the rate catalogue cannot be read: {fault}") from fault
         overrides = overrides or {}
         digest = hashlib.sha256(data)
         digest.update(msgspec.json.encode(overrides, order="deterministic"))
         self.hash = digest.hexdigest()[:HASH_HEX]
         self.source = parsed.source
+        for section, raw in parsed.providers.items():
+            _check(section, raw)
         self._raw = parsed.providers
         self._overrides = {name: _override(name, rates) for name, rates in overrides.items()}
         self._providers: dict[str, _Provider | None] = {}
@@ -162,6 +164,43 @@ class Catalogue:
         return None
 
 
+def _check(section: str, raw: msgspec.Raw) -> None:
+    """Read a whole section once: what cannot be read must stop the start, and not a request's bill.
+
+    Raises:
+        CatalogueError: naming the model.
+    """
+    name = ""
+    try:
+        for model in msgspec.json.decode(raw, type=_Provider).models:
+            name = model.id
+            _check_clause(model.match)
+            if not [_period(section, model, price) for price in model.prices]:
+                raise ValueError("no prices")
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        re.error,
+        CatalogueError,
+    ) as fault:
+        raise CatalogueError(f"the rate catalogue: {section}/{name} cannot be used: {fault}") from fault
+    except RecursionError as fault:
+        raise CatalogueError(f"the rate catalogue: {section}/{name} is nested too deeply") from fault
+
+
+def _check_clause(clause: Mapping[str, Any]) -> None:
+    """Raise ValueError, or what reading the clause raises, if `matches` could not use it."""
+    ((kind, value),) = clause.items()
+    for inner in value if kind in ("or", "and") else ():
+        _check_clause(inner)
+    if kind not in ("or", "and") and not isinstance(value, str):
+        raise ValueError("a match clause compares with text")
+    matches(clause, "")
+
+
 def matches(clause: Mapping[str, Any], name: str) -> bool:
     """Say whether a match clause fits a model's lower-case name."""
     ((kind, value),) = clause.items()
@@ -206,14 +245,27 @@ def _period(section: str, model: Model, price: Mapping[str, Any]) -> _Period:
 
 def _rate(value: Any) -> Rate:
     if isinstance(value, dict):
-        tiers = tuple((int(start), rate_to_atto(Decimal(price))) for start, price in value["tiers"])
-        return Rate(rate_to_atto(Decimal(value["base"])), tiers)
-    return Rate(rate_to_atto(Decimal(value)))
+        tiers = tuple((int(start), _atto(Decimal(price))) for start, price in value["tiers"])
+        return Rate(_atto(Decimal(value["base"])), tiers)
+    return Rate(_atto(Decimal(value)))
+
+
+def _atto(usd: Decimal) -> int:
+    """Return a rate; one below zero would be paid out.
+
+    Raises:
+        ValueError: it is below zero, or no amount.
+    """
+    if usd < 0:
+        raise ValueError(f"{usd} is below zero")
+    return rate_to_atto(usd)
 
 
 def _day_unix_s(day: str) -> int:
     """Return the first second (UTC) of an ISO day, without a calendar library: days since 1970-01-01."""
     year, month, date = (int(part) for part in day.split("-"))
+    if not (1970 <= year <= 9999 and 1 <= month <= 12 and 1 <= date <= 31):
+        raise ValueError(f"{day} is no day")
     year -= month <= 2
     era_day = 365 * year + year // 4 - year // 100 + year // 400
     month_day = (153 * ((month + 9) % 12) + 2) // 5
@@ -222,6 +274,8 @@ def _day_unix_s(day: str) -> int:
 
 def _day_s(time: str) -> int:
     hours, minutes, seconds = (int(part) for part in time.split(":"))
+    if not (0 <= hours < 24 and 0 <= minutes < 60 and 0 <= seconds < 60):
+        raise ValueError(f"{time} is no time of the day")
     return hours * 3600 + minutes * 60 + seconds
 
 
@@ -235,12 +289,11 @@ def _override(name: str, rates: Mapping[str, str | int]) -> RateCard:
                 f"prices.overrides: {name}: {dimension!r} is not one of {', '.join(DIMENSIONS)}"
             )
         try:
-            amount = Decimal(str(usd))
-            atto = rate_to_atto(amount)
-        except (InvalidOperation, ValueError) as fault:
+            atto = _atto(Decimal(str(usd)))
+        except InvalidOperation as fault:
             raise CatalogueError(f"prices.overrides: {name}: {dimension}: {usd!r} is no amount") from fault
-        if atto < 0:
-            raise CatalogueError(f"prices.overrides: {name}: {dimension}: {usd!r} is below zero")
+        except ValueError as fault:
+            raise CatalogueError(f"prices.overrides: {name}: {dimension}: {fault}") from fault
         card[dimension] = Rate(atto * 1_000_000 if dimension == "request" else atto)
     return RateCard(price_id=f"override:{name}", rates=card)
 
