@@ -42,10 +42,15 @@ class Faults:
     def __init__(self, rng: random.Random, error_rate: float) -> None:
         self.rng = rng
         self.error_rate = error_rate
-        self.full_until = -1
+        self.full_for = 0
         self.dooms = True
         """A failed sync may lose the bytes that it was about. Nothing is promised of it without syncs."""
         self.fired: dict[str, int] = {}
+
+    def fill(self, operations: int) -> None:
+        """Let the disk be full for so many operations."""
+        self.full_for = operations
+        self.fired["full disk"] = self.fired.get("full disk", 0) + 1
 
     def strikes(self, what: str) -> bool:
         if self.rng.random() >= self.error_rate:
@@ -108,11 +113,12 @@ class SimDisk(Files):
             file.data = file.data[:keep] + tail.replace(b"\n", b"x")
             file.synced, file.lost_from, file.named = len(file.data), None, True
 
-    def _step(self, what: str, file: SimFile | None = None, data: bytes = b"") -> None:
+    def step(self, what: str, file: SimFile | None = None, data: bytes = b"") -> None:
         """Count an operation; die before it, or in its middle, when it is time."""
         if self.dead:
             raise Crash
         self.operations += 1
+        self.faults.full_for -= self.faults.full_for > 0
         if self.crash_at is not None and self.operations >= self.crash_at:
             self.dead = True
             if file is not None and data:  # killed in the middle of the write
@@ -122,10 +128,10 @@ class SimDisk(Files):
     # segments
 
     def make_directory(self, path: Path) -> None:
-        self._step("make_directory")
+        self.step("make_directory")
 
     def create(self, path: Path) -> int:
-        self._step("create")
+        self.step("create")
         if self._full() or self.faults.strikes("create"):
             raise OSError(errno.ENOSPC, "full")
         assert path not in self.files, "a segment is never made twice"
@@ -138,11 +144,11 @@ class SimDisk(Files):
         return self.next_fd
 
     def _full(self) -> bool:
-        return self.operations < self.faults.full_until
+        return self.faults.full_for > 0
 
     def write(self, fd: int, data: bytes) -> int:
         file = self.open_files[fd]
-        self._step("write", file, data)
+        self.step("write", file, data)
         rng = self.faults.rng
         if self._full() or self.faults.strikes("short write"):
             taken = rng.randrange(len(data))
@@ -157,17 +163,17 @@ class SimDisk(Files):
         return len(data)
 
     def reserve(self, fd: int, offset: int, length: int) -> bool:
-        self._step("reserve")
+        self.step("reserve")
         if self._full():
             raise OSError(errno.ENOSPC, "full")
         return True
 
     def release(self, fd: int) -> None:
-        self._step("release")
+        self.step("release")
 
     def sync(self, fd: int) -> None:
         file = self.open_files[fd]
-        self._step("sync")
+        self.step("sync")
         if self.faults.strikes("failed sync"):
             if self.faults.dooms and self.faults.rng.random() < 0.5 and file.lost_from is None:
                 file.lost_from = file.synced
@@ -179,11 +185,11 @@ class SimDisk(Files):
             if not self.dead:
                 self.owners.pop(self.marks.pop(fd), None)
             return
-        self._step("close")
+        self.step("close")
         del self.open_files[fd]
 
     def sync_directory(self, path: Path) -> None:
-        self._step("sync_directory")
+        self.step("sync_directory")
         if self.faults.strikes("failed sync of a folder"):
             raise OSError(errno.EIO, "bad disk")
         for name, file in self.files.items():
@@ -193,16 +199,16 @@ class SimDisk(Files):
     # reading
 
     def find(self, directory: Path, pattern: str) -> list[Path]:
-        self._step("find")
+        self.step("find")
         depth = len(directory.parts) + pattern.count("/") + 1
         return sorted(p for p in self.files if len(p.parts) == depth and p.match(pattern))
 
     def size(self, path: Path) -> int:
-        self._step("size")
+        self.step("size")
         return len(self._file(path).data)
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
-        self._step("read")
+        self.step("read")
         return bytes(self._file(path).data[offset : offset + length])
 
     def _file(self, path: Path) -> SimFile:
@@ -212,7 +218,7 @@ class SimDisk(Files):
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
 
     def sync_file(self, path: Path) -> None:
-        self._step("sync_file")
+        self.step("sync_file")
         if self.faults.strikes("failed sync"):
             raise OSError(errno.EIO, "bad disk")
         file = self._file(path)
@@ -229,7 +235,7 @@ class SimDisk(Files):
     # small files
 
     def replace(self, path: Path, data: bytes) -> None:
-        self._step("replace")
+        self.step("replace")
         if self._full() or self.faults.strikes("failed replace"):
             raise OSError(errno.ENOSPC, "full")
         file = SimFile()
@@ -238,25 +244,25 @@ class SimDisk(Files):
         self.files[path] = file
 
     def append(self, path: Path, data: bytes) -> None:
-        self._step("append")
+        self.step("append")
         file = self.files.setdefault(path, SimFile())
         file.data += data
         file.synced, file.named = len(file.data), True
 
     def rename(self, path: Path, to: Path) -> None:
-        self._step("rename")
+        self.step("rename")
         if path in self.files:
             self.files[to] = self.files.pop(path)
 
     def remove(self, path: Path) -> None:
-        self._step("remove")
+        self.step("remove")
         self.files.pop(path, None)
         self.owners.pop(path, None)
 
     # marks
 
     def hold(self, path: Path) -> int:
-        self._step("hold")
+        self.step("hold")
         if self._full() or self.faults.strikes("failed mark"):
             raise OSError(errno.ENOSPC, "full")
         file = self.files[path] = SimFile()
@@ -267,10 +273,10 @@ class SimDisk(Files):
         return self.next_fd
 
     def mark(self, fd: int, value: int) -> None:
-        self._step("mark")
+        self.step("mark")
         assert value >= self.values[self.marks[fd]], "a mark never goes back"
         self.values[self.marks[fd]] = value
 
     def held(self, path: Path) -> int | None:
-        self._step("held")
+        self.step("held")
         return self.values[path] if self.owners.get(path) == self.life else None

@@ -51,10 +51,12 @@ BUGS: dict[str, Bug] = {
         "            self._request_sync",
     ),
     "a sync covers what was written after it began": Bug(
-        WRITER, "        self._struck(job.upto)\n", "        self._struck(self._number)\n"
+        WRITER, "        self._owed.done(job.upto)\n", "        self._owed.done(self._number)\n"
     ),
     "sealed segments are not synced": Bug(
-        WRITER, "fds=(*self._retired, self._segment.fd)", "fds=(self._segment.fd,)"
+        WRITER,
+        "        retired, self._retired = self._retired, []\n",
+        "        retired, self._retired = [], []\n",
     ),
     "a short write passes for a whole one": Bug(
         APPENDING,
@@ -87,18 +89,20 @@ BUGS: dict[str, Bug] = {
         PIPELINE, "            if fault.owed:", "            if False:"
     ),
     "the oldest open segment forgets bills that are not durable": Bug(
-        OWED, "            self._settling.append((number, segment))", "            pass"
+        OWED, "            self._closing.append((number, segment))", "            pass"
     ),
     "the header says that nothing is open": Bug(
-        WRITER, "oldest_open=self._oldest_open()", "oldest_open=self._segments"
+        WRITER,
+        "oldest_open=self._open.oldest(self._segments, self._owed.durable_number)",
+        "oldest_open=self._segments",
     ),
     "a segment's name is not made durable": Bug(
         APPENDING, "            files.sync_directory(path.parent)\n", ""
     ),
     "the mark runs ahead of the sync": Bug(
         WRITER,
-        "        self._retired = []\n        self._syncer.submit(job)",
-        "        self._retired = []\n        self._files.mark(self._mark_fd, job.mark)\n        self._syncer.submit(job)",
+        "        self._syncer.submit(",
+        "        self._files.mark(self._mark_fd, mark)\n        self._syncer.submit(",
     ),
     "nobody waits for the sync at group": Bug(
         WRITER,

@@ -11,13 +11,10 @@ import asyncio
 import itertools
 import json
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import Any, NamedTuple
 
 from gateway.billing import Prices
 from gateway.core.charge import Charge, Line
@@ -27,7 +24,7 @@ from gateway.metering.settle import INTERRUPTED
 from gateway.pipeline import Serving
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.base import Dialect
-from gateway.providers.upstream import Endpoint, Header, Timeouts
+from gateway.providers.upstream import Endpoint, Timeouts
 from gateway.recorder import JournalRecorder, recover
 from gateway.release.relay import Caller, DrainBounds, Drains
 from gateway.stages import Admitted, Lane, Stages
@@ -40,40 +37,17 @@ from otel.journal.recovery import scan
 from otel.journal.syncing import Done, SyncJob, do
 from otel.shipper import Endpoint as CollectorEndpoint
 from otel.shipper import Shipper
-from tests.simulator.disk import Crash, Faults, SimDisk
+from tests.simulator.disk import Crash
+from tests.simulator.parties import PATHS, Client, Collector, Ledger, Provider, Surroundings
 
 ROOT = Path("/sim")
-PATHS = ("/v1/chat/completions", "/v1/messages")
-CONTENT = {
-    PATHS[0]: b'data: {"id":"c","model":"m","choices":[{"delta":{"content":"%b"}}]}\n\n',
-    PATHS[1]: b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-    b'"delta":{"type":"text_delta","text":"%b"}}\n\n',
-}
-TOKEN = b"word"
-"""The simulated provider counts four bytes as one token, and says only this one."""
-TOKENS_A_PIECE = 40
-PIECE = TOKEN * TOKENS_A_PIECE
-ENDS = (b"data: [DONE]\n\n", b'{"type":"message_stop"}\n\n', b"}}")
-"""What the last piece of a whole answer ends with: the terminal event, or the usage of a JSON body."""
-STALL_S = 5.0
+STALL_S = 20.0
 """A life takes milliseconds; one that takes this long waits for something that will not happen."""
 HOUR_NS = 3600 * 10**9
-
-
-class Ledger:
-    """What provider, callers and Collector know: it is outside of the gateway and never lost."""
-
-    def __init__(self) -> None:
-        self.called: Counter[str] = Counter()
-        self.lost_power_after: dict[str, int] = {}
-        self.reported: dict[str, int] = {}
-        self.released: Counter[str] = Counter()
-        self.ended: set[str] = set()
-        self.accepted: list[bytes] = []
-        self.requests = 0
-        self.crashes = 0
-        self.power_losses = 0
-        self.stalls = 0
+MORNING_S = 1_800_000_000
+"""Eight o'clock, UTC."""
+EVENING_S = MORNING_S + 57_590
+"""Ten seconds before midnight: here a clock that is set back goes to the day before."""
 
 
 class SimSyncer:
@@ -113,140 +87,14 @@ class SimSyncer:
             self._done(job, do(self._files, job))
 
 
-class Provider:
-    """The simulated provider: counts each call, and sends what the request's plan says."""
+class Worker(NamedTuple):
+    """One writer, and what serves requests with it."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    async def send(
-        self, method: bytes, endpoint: Endpoint, headers: Sequence[Header], body: bytes, timeouts: Timeouts
-    ) -> ProviderReply:
-        request_id = dict(headers)[b"x-id"].decode()
-        self._world.ledger.called[request_id] += 1
-        await self._world.pause()
-        if self._world.rng.random() < 0.03:
-            raise UpstreamError("upstream_timeout", "late", status=504, retryable=True, sent=True)
-        return ProviderReply(self._world, request_id, json.loads(body)["stream"], endpoint.target.decode())
-
-    async def aclose(self) -> None:
-        pass
+    writer: JournalWriter
+    stages: Stages
 
 
-class ProviderReply:
-    def __init__(self, world: World, request_id: str, stream: bool, path: str) -> None:
-        self._world = world
-        rng = world.rng
-        pieces = rng.randrange(1, 60) if rng.random() < 0.2 else rng.randrange(1, 6)
-        tokens = pieces * TOKENS_A_PIECE
-        self.status = 200
-        self.headers = [(b"content-type", b"text/event-stream" if stream else b"application/json")]
-        self._reads = list(_stream(path, pieces, tokens) if stream else [_whole(path, pieces, tokens)])
-        if rng.random() < 0.05:
-            self._reads = self._reads[: rng.randrange(len(self._reads) + 1)]
-        elif rng.random() < 0.3:  # many events in one read
-            self._reads = [b"".join(self._reads)]
-        world.ledger.reported[request_id] = tokens
-
-    async def read(self) -> bytes:
-        await self._world.pause()
-        return self._reads.pop(0) if self._reads else b""
-
-    def close(self) -> None:
-        pass
-
-
-def _stream(path: str, pieces: int, tokens: int) -> Iterator[bytes]:
-    if path == PATHS[1]:
-        yield (
-            b'event: message_start\ndata: {"type":"message_start","message":{"id":"x","model":"m",'
-            b'"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
-        )
-    for _ in range(pieces):
-        yield CONTENT[path] % PIECE
-    if path == PATHS[1]:
-        yield (
-            b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},'
-            b'"usage":{"output_tokens":%d}}\n\n' % tokens
-        )
-        yield b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-    else:
-        usage = {"prompt_tokens": 7, "completion_tokens": tokens}
-        yield b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
-        yield b"data: [DONE]\n\n"
-
-
-def _whole(path: str, pieces: int, tokens: int) -> bytes:
-    text = (PIECE * pieces).decode()
-    if path == PATHS[1]:
-        content = [{"type": "text", "text": text}]
-        usage = {"input_tokens": 7, "output_tokens": tokens}
-        return json.dumps({"id": "x", "model": "m", "content": content, "usage": usage}).encode()
-    choices = [{"message": {"content": text}, "finish_reason": "stop"}]
-    usage = {"prompt_tokens": 7, "completion_tokens": tokens}
-    return json.dumps({"id": "c", "model": "m", "choices": choices, "usage": usage}).encode()
-
-
-class Client:
-    """One caller: counts the text that it got, and whether it saw the end."""
-
-    def __init__(self, world: World, request_id: str, *, patience: int) -> None:
-        self._world = world
-        self._id = request_id
-        self._patience = patience
-        self._status = 0
-
-    async def receive(self) -> dict[str, Any]:
-        if self._patience <= 0:
-            return {"type": "http.disconnect"}
-        await _Forever()
-        raise AssertionError
-
-    async def send(self, message: dict[str, Any]) -> None:
-        await self._world.pause()
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            return
-        if self._patience <= 0:
-            return
-        self._patience -= 1
-        body: bytes = message["body"]
-        ledger = self._world.ledger
-        ledger.released[self._id] += body.count(TOKEN)
-        if self._status == 200 and not message["more_body"] and body.endswith(ENDS):
-            ledger.ended.add(self._id)
-
-
-class _Forever:
-    def __await__(self) -> Any:
-        yield None
-
-
-class Collector:
-    """The simulated Collector, as the client that the shipper posts with."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    @contextmanager
-    def stream(self, method: str, url: str, *, content: bytes, headers: dict[str, str]) -> Iterator[Any]:
-        self._world.disk._step("post")
-        rng, ledger = self._world.rng, self._world.ledger
-        chance = rng.random() if self._world.faulty else 1.0
-        if chance < 0.1:
-            raise httpx.ConnectError("away")
-        if chance < 0.2:
-            yield httpx.Response(503, headers={"retry-after": "1"}, content=b"")
-            return
-        spans = [item["scopeSpans"][0]["spans"][0] for item in json.loads(content)["resourceSpans"]]
-        ledger.accepted += [json.dumps(span).encode() for span in spans]
-        if chance < 0.3:
-            raise httpx.ReadError("the answer was lost")
-        self._world.disk._step("accepted")
-        yield httpx.Response(200, content=b"{}")
-
-
-class World:
+class World(Surroundings):
     """A disk, and the lives on it.
 
     Args:
@@ -256,17 +104,12 @@ class World:
     """
 
     def __init__(self, seed: int, *, lives: int, requests: int) -> None:
-        self.seed = seed
-        self.rng = random.Random(seed)
+        super().__init__(seed)
         self.lives = lives
         self.requests = requests
-        self.faults = Faults(self.rng, 0.0)
-        self.disk = SimDisk(self.faults)
-        self.ledger = Ledger()
         self.durability: Durability = self.rng.choice(("group", "group", "strict", "process"))
         self.faults.dooms = self.durability != "process"
-        self.faulty = True
-        self.now_ns = 1_800_000_000 * 10**9
+        self.now_ns = self.rng.choice((MORNING_S, EVENING_S)) * 10**9
         self.monotonic_ns = 10**9
         self.ids = itertools.count(1)
 
@@ -279,7 +122,7 @@ class World:
             self.ledger.crashes += self.disk.dead
             if self.durability != "process" and self.rng.random() < 0.4:
                 self._lose_power()
-        self.faulty, self.faults.error_rate, self.faults.full_until = False, 0.0, -1
+        self.faulty, self.faults.error_rate, self.faults.full_for = False, 0.0, 0
         self._live(None, 1)
         return self.ledger
 
@@ -289,23 +132,27 @@ class World:
             self.ledger.lost_power_after.setdefault(request_id, self.ledger.released[request_id])
         self.disk.lose_power()
 
+    def digest(self) -> str:
+        """Return one hash of all that has happened."""
+        ledger = self.ledger
+        facts = {**vars(ledger), "ended": sorted(ledger.ended), "fired": self.faults.fired}
+        digest = blake2b(repr((facts, self.disk.operations)).encode(), digest_size=16)
+        for path, file in sorted(self.disk.files.items()):
+            digest.update(f"{path} {file.synced}".encode() + file.data)
+        return digest.hexdigest()
+
     # time
 
     def wall_ns(self) -> int:
         self.now_ns += self.rng.randrange(1, 10_000_000)
-        if self.rng.random() < 0.001:
-            self.now_ns += self.rng.choice((-HOUR_NS, HOUR_NS, 24 * HOUR_NS))
+        if self.rng.random() < 0.002:
+            self.ledger.clock_jumps += 1
+            self.now_ns += self.rng.choice((-24, -1, 1, 24)) * HOUR_NS
         return self.now_ns
 
     def duration_ns(self) -> int:
         self.monotonic_ns += self.rng.randrange(1, 20_000_000)
         return self.monotonic_ns
-
-    async def pause(self) -> None:
-        """Let others run for some turns; the process may die here, too."""
-        for _ in range(self.rng.randrange(3)):
-            await asyncio.sleep(0)
-        self.disk._step("pause")
 
     # one life
 
@@ -329,6 +176,7 @@ class World:
     def _bury(self, loop: asyncio.AbstractEventLoop) -> None:
         """Throw away what a dead process had in memory; nothing of it may still act on the world."""
         dead, self.disk.dead = self.disk.dead, True
+        chance = self.rng.getstate()  # the dead are buried in no order
         for task in asyncio.all_tasks(loop):
             task.cancel()
             task.add_done_callback(lambda t: t.cancelled() or t.exception())
@@ -341,13 +189,57 @@ class World:
                 continue
         loop.close()
         self.disk.dead = dead
+        self.rng.setstate(chance)
 
     async def _life(self, requests: int) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         disk, rng = self.disk, self.rng
+        try:
+            workers = [await self._worker(0)]
+            cursor = Cursor(ROOT / "cursors" / "otlp.json", disk)
+        except (OSError, JournalUnavailable):
+            if not self.faulty:
+                raise
+            return  # the gateway could not start; the next life tries again
+        shipper = self._shipper(cursor)
+        joins_at = rng.randrange(3 * requests) if self.faulty else -1
+        running: set[asyncio.Task[None]] = set()
+        for turn in range(requests):
+            if turn == joins_at:
+                await self._join(workers)
+            if self.faults.error_rate and rng.random() < 0.03:
+                self.faults.fill(rng.randrange(400))
+            running.add(asyncio.ensure_future(self._request(rng.choice(workers).stages)))
+            await self.pause()
+            if len(running) >= 8 or rng.random() < 0.3:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            if rng.random() < 0.05:
+                for worker in workers:
+                    worker.writer.tend()
+                _quietly(shipper.step)
+        if running:
+            for task in (await asyncio.wait(running))[0]:
+                task.result()
+        for worker in workers:
+            if not self.faulty:
+                worker.writer.tend()
+                await worker.writer.durable(worker.writer.number)
+            worker.writer.close()
+        if self.faulty:
+            return
+        for _ in range(200):
+            _quietly(shipper.step)
+        assert not Reader(ROOT, Cursor(ROOT / "cursors" / "otlp.json", disk), disk).pending_bytes()
+
+    async def _worker(self, index: int) -> Worker:
+        """Start a writer as a gateway does: look for the dead, open, and bill what they left."""
+        disk, rng = self.disk, self.rng
         writer = JournalWriter(
             ROOT,
             boot=f"{rng.getrandbits(64):016x}",
+            worker=index,
             now_ns=self.wall_ns,
             segment_id=lambda: f"{rng.getrandbits(128):032x}",
             durability=self.durability,
@@ -357,42 +249,22 @@ class World:
         )
         recorder = JournalRecorder(writer, {"service.name": "spanbill"}, "cache_write")
         prices = Prices(charge=_charge, context_window=lambda target, reply, at: None)
+        findings = scan(ROOT, disk)
         try:
-            findings = scan(ROOT, disk)
             writer.open(findings.heads)
             await recover(ROOT, findings, writer, recorder, prices, lambda exchange, status: None, disk)
-            cursor = Cursor(ROOT / "cursors" / "otlp.json", disk)
         except (OSError, JournalUnavailable):
-            if not self.faulty:
-                raise
-            return  # the gateway could not start; the next life tries again
-        shipper = self._shipper(cursor)
-        stages = self._stages(recorder)
-        running: set[asyncio.Task[None]] = set()
-        for _ in range(requests):
-            if self.faulty and rng.random() < 0.003 and self.faults.error_rate:
-                self.faults.full_until = disk.operations + rng.randrange(400)
-            running.add(asyncio.ensure_future(self._request(stages)))
-            await self.pause()
-            if len(running) >= 8 or rng.random() < 0.3:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            if rng.random() < 0.05:
-                writer.tend()
-                _quietly(shipper.step)
-        if running:
-            for task in (await asyncio.wait(running))[0]:
-                task.result()
-        if self.faulty:
             writer.close()
-            return
-        writer.tend()
-        await writer.durable(writer.number)
-        writer.close()
-        for _ in range(200):
-            _quietly(shipper.step)
-        assert not Reader(ROOT, Cursor(ROOT / "cursors" / "otlp.json", disk), disk).pending_bytes()
+            raise
+        return Worker(writer, self._stages(recorder))
+
+    async def _join(self, workers: list[Worker]) -> None:
+        """Start a second writer while the first has requests in hand."""
+        try:
+            workers.append(await self._worker(1))
+            self.ledger.joined += 1
+        except (OSError, JournalUnavailable):
+            return  # it could not start; the first goes on alone
 
     def _shipper(self, cursor: Cursor) -> Shipper:
         return Shipper(
@@ -411,7 +283,7 @@ class World:
 
     def _stages(self, recorder: JournalRecorder) -> Stages:
         return Stages(
-            transport=Provider(self),
+            transport=Provider(self),  # type: ignore[arg-type]  # its replies come from memory
             recorder=recorder,
             prices=Prices(charge=_charge, context_window=lambda target, reply, at: None),
             observe=lambda exchange, status: None,

@@ -15,7 +15,7 @@ import msgspec
 
 from otel.journal.audit.bills import Bill
 from otel.journal.audit.findings import Findings
-from otel.journal.audit.sequence import Place
+from otel.journal.audit.sequence import Place, name_parts
 
 SEGMENT_BITS: Final = 40
 DIGEST_BITS: Final = 64
@@ -85,10 +85,10 @@ class Pairing:
             return
         if intent is not None:
             self._add(place, "order", "progress by another writer than the intent's", record_id)
-        elif _key(record_id) in self._settled or record_id in self._orphans:
-            self._add(place, "order", "progress behind the bill", record_id)
-        else:
+        elif (biller := self._biller(record_id)) is None:
             self._strays.setdefault(record_id, (writer, place))
+        elif biller == writer:
+            self._add(place, "order", "progress behind the bill", record_id)
 
     def bill(self, record_id: str, writer: str, place: Place, bill: Bill | None, digest: int) -> bool:
         """Take a bill (None: its span cannot be read); say whether it is the first of its id.
@@ -144,6 +144,17 @@ class Pairing:
         same = known == digest
         what = f"{'the same bill' if same else 'another bill for this id'} stands at {segment}:{offset}"
         self._add(place, "bill_twice" if same else "conflict", what, record_id)
+
+    def _biller(self, record_id: str) -> str | None:
+        """Return who billed an id so far: another writer than the intent's may be read before that one."""
+        orphan = self._orphans.get(record_id)
+        if orphan is not None:
+            return orphan.writer
+        packed = self._settled.get(_key(record_id))
+        if packed is None:
+            return None
+        parts = name_parts(self._segments[packed >> DIGEST_BITS >> SEGMENT_BITS].rpartition("/")[2])
+        return parts[0] if parts is not None else None
 
     def _settle(self, record_id: str, place: Place, digest: int) -> None:
         packed = self._index[place.segment] << SEGMENT_BITS | place.offset
