@@ -32,6 +32,7 @@ from gateway.api.inference import Doors
 from gateway.api.observe import Observer
 from gateway.assembly import (
     SIMULATED,
+    CountOnDemand,
     Switch,
     configured_keys,
     configured_providers,
@@ -41,6 +42,7 @@ from gateway.assembly import (
     prices_of,
 )
 from gateway.logs import LineWriter
+from gateway.metering import tokenizer
 from gateway.pricing.catalogue import Catalogue, CatalogueError, packaged_rates
 from gateway.protocols import PROTOCOLS
 from gateway.providers.httpx_transport import transport_for
@@ -158,6 +160,8 @@ def create_app(
             )
         ),
         reply_bytes_max=settings.upstream.max_reply_bytes,
+        tokenizer=settings.estimates.tokenizer,
+        count=CountOnDemand(tokenizer.load) if settings.estimates.tokenizer != "none" else lambda _: None,
     )
     behind = fastapi_app(
         version=__version__,

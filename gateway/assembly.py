@@ -5,6 +5,7 @@ Nothing here decides anything about a request; it turns configuration into the v
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from gateway.billing import Prices
 from gateway.billing import Target as PriceTarget
 from gateway.core.charge import Charge
 from gateway.core.exchange import Identity, Reply
+from gateway.metering import tokenizer
 from gateway.pricing.catalogue import Catalogue, RateCard
 from gateway.pricing.rating import charge
 from gateway.protocols.base import Dialect
@@ -173,6 +175,30 @@ def prices_of(catalogue: Catalogue) -> Prices:
         return None if found is None else found.context_window
 
     return Prices(charge=charge_of, context_window=context_window)
+
+
+class CountOnDemand:
+    """A tokenizer that is loaded beside the requests when it is first needed; until then it cannot say.
+
+    Args:
+        load: takes half a second.
+    """
+
+    def __init__(self, load: Callable[[], tokenizer.Count]) -> None:
+        self._load = load
+        self._loading: threading.Thread | None = None
+        self._count: tokenizer.Count | None = None
+
+    def __call__(self, text: str) -> int | None:
+        """Return the tokens of `text`, None while the tokenizer is being loaded."""
+        if self._count is None and self._loading is None:
+            self._loading = threading.Thread(target=self.load, name="tokenizer", daemon=True)
+            self._loading.start()
+        return None if self._count is None else self._count(text)
+
+    def load(self) -> None:
+        """Load it; a failure leaves the estimates to the other method."""
+        self._count = self._load()
 
 
 def models_of(providers: Mapping[str, Provider], catalogue: Catalogue) -> list[ModelEntry]:

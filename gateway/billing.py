@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.core.charge import Charge
 from gateway.core.exchange import Attempt, Call, Exchange, Progress, Reply
-from gateway.metering.estimate import with_estimate
+from gateway.metering.estimate import Counted, with_estimate
 from gateway.metering.settle import FREE, INTERRUPTED, Ending, bill_status, metered
 
 
@@ -47,8 +47,13 @@ def bill(
     ended_unix_ns: int,
     latency_ns: int,
     time_to_first_chunk_ns: int | None,
+    output: Callable[[], Counted | None] = lambda: None,
 ) -> Exchange:
-    """Return the exchange: usage estimated where it is missing, priced where there is a rate."""
+    """Return the exchange: usage estimated where it is missing, priced where there is a rate.
+
+    Args:
+        output: asked for a tokenizer's count only where an estimate needs it.
+    """
     ended_unix_ns = max(ended_unix_ns, call.started_unix_ns)
     at_unix_s = ended_unix_ns // 1_000_000_000
     charge: Charge | None = None
@@ -56,7 +61,7 @@ def bill(
         charge = FREE
     else:
         if not metered(reply.usage):
-            reply = with_estimate(call, reply, prices.context_window(target, reply, at_unix_s))
+            reply = with_estimate(call, reply, prices.context_window(target, reply, at_unix_s), output())
         if metered(reply.usage):
             charge = prices.charge(target, reply, at_unix_s)
     return Exchange(

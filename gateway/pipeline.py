@@ -16,11 +16,12 @@ of `serve` settles exactly one bill.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.billing import Target, bill
 from gateway.core.errors import GatewayFault, UpstreamError
-from gateway.core.exchange import Attempt, Exchange, Progress, Reply
+from gateway.core.exchange import Attempt, Exchange, Progress, Reply, Said
+from gateway.metering.estimate import counted
 from gateway.metering.settle import (
     INTERRUPTED,
     NEVER_CALLED,
@@ -104,8 +105,11 @@ class Serving:
         """
         if not self.settled:
             self._status = self._status or 500
-            reply = Reply() if blank or self._meter is None else self._meter.reply()
-            self._settle(self._admitted.lanes[0], ending, reply)
+            lane = self._admitted.lanes[0]
+            if blank or self._meter is None:
+                self._settle(lane, ending, Reply())
+            else:
+                self._settle(lane, ending, self._meter.reply(), self._meter.said)
 
     # call
 
@@ -174,7 +178,7 @@ class Serving:
         if gone is not None:
             reply = drained(reply)
         ending = ending_of_reply(upstream.status, reply, billable=admitted.protocol.billable, gone=gone)
-        exchange, sequence = self._settle(lane, ending, reply)
+        exchange, sequence = self._settle(lane, ending, reply, lambda: admitted.protocol.said(body))
         await self._stages.recorder.durable(sequence)
         await caller.start(
             upstream.status,
@@ -226,7 +230,7 @@ class Serving:
             ending = ending_of_fault(fault)
         else:
             ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, gone=gone)
-        _, sequence = self._settle(lane, ending, reply)
+        _, sequence = self._settle(lane, ending, reply, meter.said)
         await stages.recorder.durable(sequence)
         if ending.outcome in ("ok", "client_disconnected") or (
             reply.error_type is not None and fault is None
@@ -282,7 +286,9 @@ class Serving:
         _, sequence = self._settle(lane, ending_of_fault(fault), reply)
         await self._stages.recorder.durable(sequence)
 
-    def _settle(self, lane: Lane, ending: Ending, reply: Reply) -> tuple[Exchange, int]:
+    def _settle(
+        self, lane: Lane, ending: Ending, reply: Reply, said: Callable[[], Said | None] = lambda: None
+    ) -> tuple[Exchange, int]:
         stages, admitted = self._stages, self._admitted
         exchange = bill(
             stages.prices,
@@ -294,6 +300,7 @@ class Serving:
             ended_unix_ns=stages.now_ns(),
             latency_ns=stages.monotonic_ns() - admitted.started_ns,
             time_to_first_chunk_ns=self._first_chunk_ns,
+            output=lambda: counted(said(), stages.tokenizer, stages.count),
         )
         sequence = stages.recorder.settle(exchange)
         self.settled = True

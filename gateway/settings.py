@@ -182,6 +182,16 @@ class TelemetrySettings(_Section):
     )
 
 
+class EstimatesSettings(_Section):
+    """How a missing usage is estimated."""
+
+    tokenizer: Literal["o200k_base", "none"] = Field(
+        "o200k_base",
+        description="Counts the output where its text is at hand; loaded when first needed: 75 MiB a worker. "
+        "`none`: four bytes are a token.",
+    )
+
+
 class LoggingSettings(_Section):
     """What is written to standard output."""
 
@@ -216,6 +226,7 @@ class Settings(BaseSettings):
     routing: RoutingSettings = RoutingSettings()  # type: ignore[call-arg]
     upstream: UpstreamSettings = UpstreamSettings()  # type: ignore[call-arg]
     prices: PricesSettings = PricesSettings()  # type: ignore[call-arg]
+    estimates: EstimatesSettings = EstimatesSettings()  # type: ignore[call-arg]
     telemetry: TelemetrySettings = TelemetrySettings()  # type: ignore[call-arg]
     logging: LoggingSettings = LoggingSettings()  # type: ignore[call-arg]
 

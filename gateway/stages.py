@@ -57,6 +57,7 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         observe: told of each settled exchange (metrics, log line, spans), beside the sync; must not raise.
         now_ns, monotonic_ns: wall clock and duration clock, in nanoseconds.
+        count: tokens of a text by the tokenizer of that name, None where it cannot say.
     """
 
     transport: Transport
@@ -69,6 +70,8 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts
     drains: Drains
     reply_bytes_max: int
+    tokenizer: str = "none"
+    count: Callable[[str], int | None] = lambda _: None
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):

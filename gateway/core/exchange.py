@@ -105,6 +105,19 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     text_bytes: int
 
 
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """Text of a reply, for a tokenizer to count: content, which is written nowhere and outlives no exchange.
+
+    Args:
+        text: what was said in the first `bytes` bytes of the reply.
+        of: how many bytes the reply has in all.
+    """
+
+    text: str
+    bytes: int
+    of: int
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """What came back, in counts and shapes.
 

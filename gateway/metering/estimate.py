@@ -1,8 +1,9 @@
 """Estimate: what a reply consumed where its provider did not say, with bounds that can be defended.
 
-Output: four bytes of text make a token, and no piece of a stream has less than one. At least one token was
-made for any text, and at most one for each byte: no byte-level tokenizer makes more. Tokens that were never
-sent, such as hidden reasoning, cannot be seen and are in no bound.
+Output: counted by a tokenizer where the text is at hand; of a stream only the beginning is, and the rest is
+taken to be like it. Without a tokenizer four bytes of text make a token, and no piece of a stream has less
+than one. At least one token was made for any text, and at most one for each byte: no byte-level tokenizer
+makes more. Tokens that were never sent, such as hidden reasoning, cannot be seen and are in no bound.
 
 Input: four bytes of the request's body make a token, its attachments left out, and an image counts as
 IMAGE_TOKENS. What the provider did report, it reported: only what is missing is estimated.
@@ -10,11 +11,12 @@ IMAGE_TOKENS. What the provider did report, it reported: only what is missing is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from gateway.core.exchange import Call, Reply
+from gateway.core.exchange import Call, Reply, Said
 from gateway.core.usage import Estimate, Usage
 
 METHOD: Final = "bytes_per_token_4"
@@ -24,11 +26,31 @@ IMAGE_TOKENS: Final = 1_000
 IMAGE_TOKENS_MAX: Final = 20_000
 
 
-def with_estimate(call: Call, reply: Reply, context_window: int | None) -> Reply:
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tokenizer says of a reply's output, and the name of the method."""
+
+    tokens: int
+    method: str
+
+
+def counted(said: Said | None, tokenizer: str, count: Callable[[str], int | None]) -> Counted | None:
+    """Return the tokens of all that was said, None if nothing was or there is no tokenizer (yet)."""
+    tokens = count(said.text) if said is not None and said.text else None
+    if said is None or not tokens or not said.bytes:
+        return None
+    if said.of <= said.bytes:
+        return Counted(tokens=tokens, method=tokenizer)
+    return Counted(tokens=-(-tokens * said.of // said.bytes), method=f"{tokenizer}_sample")
+
+
+def with_estimate(
+    call: Call, reply: Reply, context_window: int | None, output: Counted | None = None
+) -> Reply:
     """Return the reply with the counts filled in that its provider left out; unchanged if nothing was seen.
 
     Args:
         context_window: the most tokens that the model can have read and written, None if unknown.
+        output: what a tokenizer found, None where none could count.
     """
     reported = reply.usage
     counts = {} if reported is None else dict(reported.counts)
@@ -37,15 +59,18 @@ def with_estimate(call: Call, reply: Reply, context_window: int | None) -> Reply
     if reply.seen is None and "input" not in counts:
         return reply
     bounds: dict[str, tuple[int, int]] = {}
+    method = METHOD
     if "output" not in counts:
         units, least, most = _output(reply)
+        if output is not None:
+            units, most, method = output.tokens, max(most, output.tokens), output.method
         asked = call.max_tokens * call.choices if call.max_tokens else None
         limit = _least_of(asked, None if context_window is None else context_window * call.choices)
         counts["output"], bounds["output"] = _within(units, least, most, limit)
     if "input" not in counts:
         units, least, most = _input(call)
         counts["input"], bounds["input"] = _within(units, least, most, context_window)
-    estimate = Estimate(method=METHOD, bounds=bounds)
+    estimate = Estimate(method=method, bounds=bounds)
     usage = Usage(counts=counts) if reported is None else reported
     return msgspec.structs.replace(
         reply, usage=msgspec.structs.replace(usage, counts=counts, source="estimated", estimate=estimate)

@@ -17,7 +17,7 @@ from typing import Protocol as Interface
 import msgspec
 
 from gateway.core.errors import SpanbillError
-from gateway.core.exchange import Reply
+from gateway.core.exchange import Reply, Said
 
 StreamUsage = Literal["on_request", "always"]
 """Whether a provider reports usage of a stream only when `stream_options.include_usage` asks for it."""
@@ -85,6 +85,10 @@ class StreamMeter(Interface):
         """Return what the stream has amounted to so far; of an unfinished one, no count is final."""
         ...
 
+    def said(self) -> Said | None:
+        """Return the text of the stream's beginning, None if none was kept."""
+        ...
+
     def finish(self) -> Tail:
         """Return the held bytes and what the stream amounted to; call once, whenever the stream ends."""
         ...
@@ -116,6 +120,10 @@ class Protocol(Interface):
 
     def read_reply(self, status: int, body: bytes, dialect: Dialect) -> Reply:
         """Read a whole reply; never raises: what can't be read is absent, and marked."""
+        ...
+
+    def said(self, body: bytes) -> Said | None:
+        """Return the text of a whole reply, None if it cannot be read."""
         ...
 
     def stream_meter(self, request: Request, dialect: Dialect) -> StreamMeter:

@@ -60,6 +60,11 @@ def _bounded_int(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= _INT_DIGITS_MAX else Decimal("NaN")
 
 
+def utf8_bytes(value: str) -> int:
+    """Return the length in UTF-8, half surrogate pairs included."""
+    return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+
+
 def text(value: object, chars_max: int = TEXT_CHARS_MAX) -> str | None:
     """Return a bounded printable string, or None if there is none."""
     if not isinstance(value, str) or not value:

@@ -8,11 +8,12 @@ whole event waits, within EVENT_BYTES_MAX; from the terminal event on everything
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from gateway.core.errors import UpstreamError
-from gateway.core.exchange import Reply, Seen
+from gateway.core.exchange import Reply, Said, Seen
 from gateway.protocols.base import EVENT_BYTES_MAX, Tail
+from gateway.protocols.reading import decode
 
 # Atomic groups, so that CR LF is one end of line and never two.
 _BLANK_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
@@ -26,6 +27,9 @@ SKIMS_MAX: Final = 8
 
 LOOKS_MAX: Final = 8
 """Events that are read at the start of a stream to learn how many bytes one has beside its text."""
+
+SAMPLE_BYTES: Final = 16 * 1024
+"""How much of a stream's beginning is kept, with the read that passes it, for a tokenizer to learn from."""
 
 PASS: Final = 0
 DROP: Final = 1
@@ -66,6 +70,8 @@ class EventMeter:
         self._wrapping: int | None = None  # fewest bytes that an event with text has beside its text
         self._other_events = 0  # events without content
         self._other_bytes = 0
+        self._sample: list[bytes] = []
+        self._sample_bytes = 0
 
     def first_interest(self, data: bytes) -> int:
         """Return an index at or before the first thing of interest in `data`, or -1 if there is none."""
@@ -78,6 +84,16 @@ class EventMeter:
     def reply(self) -> Reply:
         """Return what the stream has amounted to so far."""
         raise NotImplementedError
+
+    def said_in(self, value: dict[str, Any]) -> str:
+        """Return the text, reasoning and tool arguments of one event's JSON object."""
+        raise NotImplementedError
+
+    def said(self) -> Said | None:
+        """Return the text of the stream's beginning."""
+        events = [decode(payload_of(event)) for event in _BLANK_LINE.split(b"".join(self._sample))]
+        text = "".join([self.said_in(value) for value in events if isinstance(value, dict)])
+        return Said(text=text, bytes=self._sample_bytes, of=self.fed) if text else None
 
     def seen(self) -> Seen | None:
         """Return how much content came, without having looked at each event: a close upper figure."""
@@ -109,6 +125,9 @@ class EventMeter:
             UpstreamError: an event grew past EVENT_BYTES_MAX.
         """
         self.fed += len(data)
+        if self._sample_bytes < SAMPLE_BYTES:
+            self._sample.append(data)
+            self._sample_bytes += len(data)
         if self.ended:
             self._hold(data)
             return b""

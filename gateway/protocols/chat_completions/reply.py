@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gateway.core.exchange import Reply, Seen
+from gateway.core.exchange import Reply, Said, Seen
 from gateway.core.usage import COUNT_MAX, Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.chat_completions.usage import read_usage
-from gateway.protocols.reading import CODE_CHARS_MAX, decode, text
+from gateway.protocols.reading import CODE_CHARS_MAX, decode, text, utf8_bytes
 
 FINISH_REASONS_MAX: Final = 16
 _SAID: Final = ("content", "reasoning_content", "reasoning", "refusal")
@@ -24,11 +24,10 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
         return Reply(error_type=error_type(value.get("error")), output_summary={"bytes": len(body)})
     summary = {"bytes": len(body)}
     finish: list[str] = []
-    said = 0
+    words = said_in_choices(value, "message")
     choices = value.get("choices")
     if isinstance(choices, list):
         summary["choices"] = len(choices)
-        said = sum(said_bytes(choice.get("message")) for choice in choices if isinstance(choice, dict))
         tool_calls = sum(_tool_calls(choice) for choice in choices)
         if tool_calls:
             summary["tool_calls"] = tool_calls
@@ -44,7 +43,7 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
         usage=usage_of(value, dialect),
         complete=True,
         output_summary=summary,
-        seen=Seen(events=1, text_bytes=said) if said else None,
+        seen=Seen(events=1, text_bytes=utf8_bytes(words)) if words else None,
     )
 
 
@@ -69,25 +68,40 @@ def error_type(error: object) -> str:
     return "upstream_error"
 
 
-def said_bytes(said: object) -> int:
-    """Return how many UTF-8 bytes of text, reasoning and tool arguments a message or a delta holds."""
-    if not isinstance(said, dict):
-        return 0
-    total = sum([_text_bytes(said.get(key)) for key in _SAID])
-    calls = said.get("tool_calls")
-    for call in (*(calls if isinstance(calls, list) else ()), {"function": said.get("function_call")}):
+def said(body: bytes) -> Said | None:
+    """Return the text of a whole reply."""
+    value = decode(body)
+    text = said_in_choices(value, "message") if isinstance(value, dict) else ""
+    return Said(text=text, bytes=len(body), of=len(body)) if text else None
+
+
+def said_in_choices(value: dict[str, Any], key: str) -> str:
+    """Return the text of all choices: of their `message`, or of their `delta`."""
+    choices = value.get("choices")
+    if not isinstance(choices, list):
+        return ""
+    return "".join([said_in(choice.get(key)) for choice in choices if isinstance(choice, dict)])
+
+
+def said_in(part: object) -> str:
+    """Return the text, reasoning and tool arguments of a message or a delta."""
+    if not isinstance(part, dict):
+        return ""
+    texts = [_text_of(part.get(key)) for key in _SAID]
+    calls = part.get("tool_calls")
+    for call in (*(calls if isinstance(calls, list) else ()), {"function": part.get("function_call")}):
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
-            total += _text_bytes(function.get("name")) + _text_bytes(function.get("arguments"))
-    return total
+            texts += [_text_of(function.get("name")), _text_of(function.get("arguments"))]
+    return "".join(texts)
 
 
-def _text_bytes(value: object) -> int:
+def _text_of(value: object) -> str:
     if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+        return value
     if isinstance(value, list):  # content in parts
-        return sum([_text_bytes(part.get("text")) for part in value if isinstance(part, dict)])
-    return 0
+        return "".join([_text_of(part.get("text")) for part in value if isinstance(part, dict)])
+    return ""
 
 
 def _tool_calls(choice: object) -> int:

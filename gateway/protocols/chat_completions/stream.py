@@ -11,8 +11,8 @@ from typing import Any
 from gateway.core.exchange import Reply
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.chat_completions.reply import FINISH_REASONS_MAX, error_type, said_bytes, usage_of
-from gateway.protocols.reading import decode, text
+from gateway.protocols.chat_completions.reply import FINISH_REASONS_MAX, error_type, said_in_choices, usage_of
+from gateway.protocols.reading import decode, text, utf8_bytes
 from gateway.protocols.sse import DROP, END, PASS, EventMeter, interest, payload_of
 
 
@@ -65,10 +65,12 @@ class ChatMeter(EventMeter):
         if not self._known:
             self._known = True
             self._compact = b'"choices":[' in payload
-        choices = chunk.get("choices")
-        deltas = [c.get("delta") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
-        self._note(event, sum([said_bytes(delta) for delta in deltas]))
+        self._note(event, utf8_bytes(self.said_in(chunk)))
         return self._on_chunk(chunk)
+
+    def said_in(self, value: dict[str, Any]) -> str:
+        """Return the text of one chunk."""
+        return said_in_choices(value, "delta")
 
     def _on_chunk(self, chunk: dict[str, Any]) -> int:
         if self._id is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gateway.core.errors import SpanbillError
-from gateway.core.exchange import Reply
+from gateway.core.exchange import Reply, Said
 from gateway.protocols.base import Dialect, Request
 from gateway.protocols.messages import failures, request
-from gateway.protocols.messages.reply import read_reply
+from gateway.protocols.messages.reply import read_reply, said
 from gateway.protocols.messages.stream import MessagesMeter
 
 
@@ -29,6 +29,10 @@ class Messages:
     def read_reply(self, status: int, body: bytes, dialect: Dialect) -> Reply:
         """Return the facts of a whole reply."""
         return read_reply(status, body)
+
+    def said(self, body: bytes) -> Said | None:
+        """Return the text of a whole reply."""
+        return said(body)
 
     def stream_meter(self, request_: Request, dialect: Dialect) -> MessagesMeter:
         """Return a meter for one stream."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from gateway.core.exchange import Reply, Seen
+from gateway.core.exchange import Reply, Said, Seen
 from gateway.protocols.messages.usage import read_usage
-from gateway.protocols.reading import CODE_CHARS_MAX, decode, text
+from gateway.protocols.reading import CODE_CHARS_MAX, decode, text, utf8_bytes
 
 _SAID: Final = ("text", "thinking", "partial_json", "name")
 
@@ -22,10 +22,9 @@ def read_reply(status: int, body: bytes) -> Reply:
     if status >= 400 or value.get("type") == "error":
         return Reply(error_type=error_type(value.get("error")), output_summary={"bytes": len(body)})
     summary = {"bytes": len(body)}
+    words = _said_in_blocks(value)
     content = value.get("content")
-    said = 0
     if isinstance(content, list):
-        said = sum(said_bytes(block) for block in content)
         summary["choices"] = len(content)
         tools = sum(1 for block in content if isinstance(block, dict) and block.get("type") == "tool_use")
         if tools:
@@ -38,17 +37,30 @@ def read_reply(status: int, body: bytes) -> Reply:
         usage=read_usage(value.get("usage")),
         complete=True,
         output_summary=summary,
-        seen=Seen(events=1, text_bytes=said) if said else None,
+        seen=Seen(events=1, text_bytes=utf8_bytes(words)) if words else None,
     )
 
 
-def said_bytes(said: object) -> int:
-    """Return how many UTF-8 bytes of text, thinking and tool input a block or a delta holds."""
-    if not isinstance(said, dict):
-        return 0
-    texts = [value for key in _SAID if isinstance(value := said.get(key), str)]
-    total = sum([len(text.encode("utf-8", "surrogatepass")) for text in texts])
-    return total + (len(msgspec.json.encode(said["input"])) if said.get("input") else 0)
+def said(body: bytes) -> Said | None:
+    """Return the text of a whole reply."""
+    value = decode(body)
+    text = _said_in_blocks(value) if isinstance(value, dict) else ""
+    return Said(text=text, bytes=len(body), of=len(body)) if text else None
+
+
+def _said_in_blocks(value: dict[str, Any]) -> str:
+    content = value.get("content")
+    return "".join([said_in(block) for block in content]) if isinstance(content, list) else ""
+
+
+def said_in(part: object) -> str:
+    """Return the text, thinking and tool input of a block or a delta."""
+    if not isinstance(part, dict):
+        return ""
+    texts = [value for key in _SAID if isinstance(value := part.get(key), str)]
+    if part.get("input"):
+        texts.append(msgspec.json.encode(part["input"]).decode())
+    return "".join(texts)
 
 
 def error_type(error: object) -> str:

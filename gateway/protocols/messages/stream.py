@@ -6,9 +6,9 @@ import re
 from typing import Any, Final
 
 from gateway.core.exchange import Reply
-from gateway.protocols.messages.reply import error_type, said_bytes
+from gateway.protocols.messages.reply import error_type, said_in
 from gateway.protocols.messages.usage import merge, read_usage
-from gateway.protocols.reading import decode, text
+from gateway.protocols.reading import decode, text, utf8_bytes
 from gateway.protocols.sse import END, PASS, EventMeter, payload_of
 
 # Whoever adds to these: `first_interest` looks for "message_", "error" and "tool_use" before them.
@@ -58,7 +58,7 @@ class MessagesMeter(EventMeter):
         kind = value.get("type")
         if kind is None and (named := _EVENT_NAME.search(event)):
             kind = named[1].decode()  # the SDKs go by the event's name
-        self._note(event, said_bytes(value.get("delta")) if kind == "content_block_delta" else 0)
+        self._note(event, utf8_bytes(said_in(value.get("delta"))) if kind == "content_block_delta" else 0)
         if kind == "message_stop":
             return END
         if kind == "message_start" and isinstance(value.get("message"), dict):
@@ -72,6 +72,10 @@ class MessagesMeter(EventMeter):
         elif kind == "error":
             self._error = error_type(value.get("error"))
         return PASS
+
+    def said_in(self, value: dict[str, Any]) -> str:
+        """Return the text of one event."""
+        return said_in(value.get("delta")) if value.get("type") == "content_block_delta" else ""
 
     def _on_start(self, message: dict[str, Any]) -> None:
         # A second message in one stream has been recorded; the last one is what its usage is about.
