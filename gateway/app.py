@@ -83,13 +83,14 @@ def create_app(
     environ: Mapping[str, str] = os.environ,
     lines: LineWriter | None = None,
     transport: Transport | None = None,
+    files: Files | None = None,
 ) -> Doors:
     """Build the gateway.
 
     Args:
         keys: further virtual keys (the demo key).
         lines: where the request log goes.
-        transport: instead of the configured one, for tests.
+        transport, files: instead of the configured network and the disk, for tests.
 
     Raises:
         SettingsError: keys, providers or prices cannot be used.
@@ -107,7 +108,7 @@ def create_app(
         )
     except (CatalogueError, ValueError) as fault:
         raise SettingsError(str(fault)) from fault
-    files = Files()
+    files = files or Files()
     writer = JournalWriter(
         settings.journal.directory,
         boot=secrets.token_hex(8),
