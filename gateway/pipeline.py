@@ -104,7 +104,7 @@ class Serving:
             blank: without what the reply amounted to so far: to find that out is what failed.
         """
         if not self.settled:
-            self._status = self._status or 500
+            self._status = self._status or (503 if ending.outcome == "interrupted" else 500)
             lane = self._admitted.lanes[0]
             if blank or self._meter is None:
                 self._settle(lane, ending, Reply())

@@ -87,7 +87,7 @@ def serve_forever(settings: Settings) -> str | None:
         server.run()
     except SystemExit:  # uvicorn's way to say that it could not start
         if app.start_fault is None:
-            return f"the gateway cannot listen on {settings.server.host}:{settings.server.port}; see its log"
+            return f"cannot serve on {settings.server.host}:{settings.server.port}; the log above says why"
     finally:
         lines.close()
     return app.start_fault

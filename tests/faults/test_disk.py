@@ -6,10 +6,8 @@ import json
 import os
 import resource
 import socket
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,10 +39,12 @@ from tests.faults.paced_world import (
 from tests.gateway_process import Gateway
 
 RESUME_S = 5.0
-REFUSAL_S_P50 = 0.005
+REFUSAL_CPU_S_MAX = 0.005
+"""What one refusal may cost: 503 within 5 ms, said of the gateway's own time because the machine is busy."""
 REQUESTS_MAX = 3_000
 SMALL_SEGMENT = {"segment_bytes_max": 64 * 1024}
 """So that the space which was set aside for more requests is soon used up."""
+CPU_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 SEGMENTS_MORE_MAX = 3
 """Segments that an outage may leave behind, however long it is."""
 PIECES = {"chat_completions": chat_pieces, "messages": messages_pieces}
@@ -93,6 +93,12 @@ def relieve(gateway: Gateway) -> None:
     squeeze(gateway, resource.RLIM_INFINITY)
 
 
+def cpu_s(gateway: Gateway) -> float:
+    assert gateway.process is not None
+    fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * CPU_TICK_S
+
+
 def descriptors(gateway: Gateway) -> int:
     assert gateway.process is not None
     return len(os.listdir(f"/proc/{gateway.process.pid}/fd"))
@@ -102,16 +108,14 @@ def segments(journal: Path) -> int:
     return len(list(journal.glob("[0-9]*-*/*.jsonl")))
 
 
-def refusals(gateway: Gateway, count: int) -> list[float]:
-    """Send requests to both doors, of which each must be refused in its own envelope; return seconds."""
-    taken = []
+def refusals(gateway: Gateway, count: int) -> None:
+    """Send requests to both doors, of which each must be refused at once, in its own envelope."""
+    before_s = cpu_s(gateway)
     with Caller(gateway.port) as caller:
         for number in range(count):
             protocol = list(PATHS)[number % 2]
-            started = time.perf_counter()
             caller.ask(protocol, stream=number % 4 > 1)
             status, headers, body = caller.read_reply()
-            taken.append(time.perf_counter() - started)
             assert status == 503
             assert int(headers["retry-after"]) >= 1
             error = json.loads(body)["error"]
@@ -120,7 +124,7 @@ def refusals(gateway: Gateway, count: int) -> list[float]:
                 assert error["type"] == "overloaded_error"
             else:
                 assert error["code"] == "journal_unavailable"
-    return taken
+    assert cpu_s(gateway) - before_s < count * REFUSAL_CPU_S_MAX + CPU_TICK_S
 
 
 def serve_until_refused(gateway: Gateway) -> set[str]:
@@ -190,9 +194,8 @@ def test_a_disk_that_takes_no_byte_refuses_at_once_and_is_found_again(
 
         squeeze(gateway, 64)
         refusals(gateway, 1)  # it finds the disk full, and the next ones are refused without trying it
-        taken = refusals(gateway, 200)
+        refusals(gateway, 200)
         assert upstream.calls == calls, "a provider was called without an intent on the disk"
-        assert statistics.median(taken) < REFUSAL_S_P50
         assert says_unwritable(gateway)
         assert metric(gateway, "llm_gateway_journal_writable") == 0
 
@@ -301,9 +304,8 @@ def test_on_a_full_disk_an_open_stream_ends_with_its_bill(
         disk.fill()
         served |= serve_until_refused(gateway)
         calls = upstream.calls
-        taken = refusals(gateway, 100)
+        refusals(gateway, 100)
         assert upstream.calls == calls
-        assert statistics.median(taken) < REFUSAL_S_P50
         assert says_unwritable(gateway)
         call.send(usage + end)
         call.end()
@@ -359,7 +361,7 @@ def test_the_watermark_stops_admission_while_there_is_room_for_bills(
         assert wait_until(lambda: says_unwritable(gateway), RESUME_S, 0.02), "nobody looks at the space"
         assert not disk.is_full()
         assert "bytes of the disk are free" in get(gateway, "/ready")[1]
-        assert statistics.median(refusals(gateway, 50)) < REFUSAL_S_P50
+        refusals(gateway, 50)
         assert upstream.calls == calls
         disk.empty()
         resumes(gateway)
@@ -503,5 +505,6 @@ def test_an_address_in_use_is_said_plainly_at_the_start(tmp_path: Path) -> None:
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(gateway_process.ROOT)},
         )
     assert started.returncode == 78
-    assert f"cannot listen on 127.0.0.1:{port}" in started.stderr
+    assert f"cannot serve on 127.0.0.1:{port}" in started.stderr
+    assert "address already in use" in started.stdout.lower()
     assert "Traceback" not in started.stdout + started.stderr

@@ -168,6 +168,8 @@ def test_past_the_grace_the_rest_is_settled_and_its_callers_are_told(
         assert grace_s <= ended(gateway) - told_at < grace_s + SOON_S
         found = bills(gateway.journal)
         assert len(found) == upstream.calls == 5
+        told = [json.loads(line) for line in gateway.log().splitlines() if '"request billed"' in line]
+        assert sorted(line["status"] for line in told) == [200, 200, 200, 503, 503], "not what callers saw"
         for bill in found.values():
             assert (bill["billing.outcome"], bill["error.type"]) == ("interrupted", "interrupted")
             assert bill["billing.attempts"] == 1
