@@ -435,3 +435,25 @@ async def test_a_request_that_never_leaves_does_not_hold_the_journal_open(tmp_pa
         async with asyncio.timeout(WAIT_S):
             await world.stopped.wait()
         assert world.files.closed > 0
+
+
+@pytest.mark.parametrize("spoil", [fault for fault in FAULTS if fault is not sync_fails])
+async def test_a_start_on_a_broken_disk_says_so_in_one_line(
+    tmp_path: Path, spoil: Callable[[BreakingFiles], None]
+) -> None:
+    world = World(tmp_path, "group")
+    spoil(world.files)
+    told: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, Any]) -> None:
+        told.append(message)
+
+    await world.app({"type": "lifespan"}, receive, send)
+    assert told == [{"type": "lifespan.startup.failed", "message": ""}]
+    assert world.app.start_fault is not None
+    assert world.app.start_fault.startswith(f"the journal's folder {tmp_path} cannot be used: E")
+    assert world.app.start_fault.endswith("or give the gateway another folder (journal.directory)")
+    assert world.files.fired
