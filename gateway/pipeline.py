@@ -16,6 +16,7 @@ of `serve` settles exactly one bill.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 from gateway.billing import Target, bill
@@ -119,15 +120,11 @@ class Serving:
         body = admitted.protocol.upstream_body(
             admitted.body, admitted.request, model=lane.model, dialect=lane.dialect
         )
+        headers = lane.headers(admitted.headers, admitted.traceparent(span_id))
         started_unix_ns = stages.now_ns()
         try:
-            reply = await stages.transport.send(
-                b"POST",
-                lane.endpoint,
-                lane.headers(admitted.headers, admitted.traceparent(span_id)),
-                body,
-                stages.timeouts,
-            )
+            async with self._waiting():
+                reply = await stages.transport.send(b"POST", lane.endpoint, headers, body, stages.timeouts)
         except UpstreamError as fault:
             self._note_attempt(lane, span_id, started_unix_ns, None, fault.code)
             raise
@@ -137,6 +134,16 @@ class Serving:
         self._note_attempt(lane, span_id, started_unix_ns, reply, None)
         self._status = reply.status
         return reply
+
+    def _waiting(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Bound the wait for a head: a stream that is not to be drained is not waited for either."""
+        if self._admitted.request.stream and self._cancels:
+            return Patience(self._caller, None, self._stages.monotonic_ns)
+        return contextlib.nullcontext()
+
+    @property
+    def _cancels(self) -> bool:
+        return self._admitted.call.identity.on_disconnect == "cancel"
 
     def _note_attempt(
         self,
@@ -242,7 +249,7 @@ class Serving:
     async def _relay(self, lane: Lane, upstream: UpstreamReply, meter: StreamMeter) -> None:
         """Pass the stream on as it comes, until its end, or as far as patience goes without a caller."""
         stages, caller = self._stages, self._caller
-        drains = None if self._admitted.call.identity.on_disconnect == "cancel" else stages.drains
+        drains = None if self._cancels else stages.drains
         async with Patience(caller, drains, stages.monotonic_ns) as patience:
             while data := await upstream.read():  # bounded by upstream.total_timeout_s
                 now = stages.monotonic_ns()

@@ -128,6 +128,10 @@ def play(world: World, case: Case) -> str:
     pieces = case.pieces
     if case.k == BEFORE_HEAD:
         caller.leave(world.gateway, reset=case.reset)
+        if case.stream and case.key == CANCEL_KEY:
+            assert call.was_left(), "the provider works on for nobody"
+            call.finished.set()
+            return ""
     call.start(stream=case.stream, length=sum(map(len, pieces)))
     send = call.send if case.stream else call.connection.sendall
     for piece in pieces[: max(case.k, 0)]:
@@ -242,9 +246,12 @@ def test_an_estimate_is_never_above_what_was_asked_for(world: World, protocol: s
     assert bill["billing.usage.estimate.output_tokens_max"] == MAX_TOKENS
 
 
-@pytest.mark.parametrize("key", [KEYS["alice"], CANCEL_KEY], ids=["drain", "cancel"])
 @pytest.mark.parametrize("protocol", list(PATHS))
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("stream", "key"),
+    [(True, KEYS["alice"]), (False, KEYS["alice"]), (False, CANCEL_KEY)],
+    ids=["stream", "whole", "whole cancel"],
+)
 def test_an_error_body_is_never_billed_though_its_caller_left(
     world: World, protocol: str, stream: bool, key: str
 ) -> None:
@@ -261,6 +268,25 @@ def test_an_error_body_is_never_billed_though_its_caller_left(
     assert (bill["billing.outcome"], bill["billing.status"]) == ("upstream_error", "final")
     assert bill["billing.cost.usd"] == "0"
     assert "gen_ai.usage.output_tokens" not in bill
+
+
+@pytest.mark.parametrize("protocol", list(PATHS))
+def test_an_error_inside_a_stream_is_no_content_though_its_caller_left(world: World, protocol: str) -> None:
+    error = b'{"type":"error","error":{"type":"overloaded_error","message":"' + b"word " * 1000 + b'"}}'
+    with Caller(world.gateway.port) as caller:
+        caller.ask(protocol, stream=True, case="error event")
+        call = world.upstream.next_call("error event")
+        call.start()
+        for piece in PIECES[protocol](1)[:-2]:
+            call.send(piece)
+        caller.read_until(b"word ")
+        caller.leave(world.gateway)
+    call.send((b"event: error\n" if protocol == "messages" else b"") + b"data: " + error + b"\n\n")
+    call.end()
+    bill = bill_of(world.gateway, request_id(caller.received))
+    assert (bill["billing.outcome"], bill["error.type"]) == ("upstream_error", "overloaded_error")
+    assert bill["billing.status"] == "estimated"
+    assert bill["billing.usage.estimate.output_tokens_max"] <= len("word ")
 
 
 # bounds of the drain
