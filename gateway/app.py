@@ -58,6 +58,7 @@ from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.reader import Reader
 from otel.journal.recovery import Findings, scan
+from otel.journal.removal import Remover, Retention
 from otel.journal.segments import locked
 from otel.metrics import Metrics, counter, gauge
 from otel.shipper import Shipper, endpoint_from_env
@@ -72,6 +73,10 @@ SETTLE_CHECK_S: Final = 0.01
 """How long requests that were told to stop may take to settle, and how often that is looked at."""
 HEADS_MAX: Final = 200
 """Dead writers whose heads fit into a segment's header; there is hardly ever more than one."""
+SHIPPER: Final = "otlp"
+"""The name of the shipper's cursor."""
+STOP_REMOVING_S: Final = 2.0
+"""How long shutdown waits for a segment that is being removed; it may be left half-way."""
 STOP_SHIPPING_S: Final = 10.0
 """How long shutdown waits for the last bills to be delivered; the rest is delivered after the next start."""
 
@@ -128,7 +133,8 @@ def create_app(
     )
     prices = prices_of(catalogue)
     shipper = _shipper(settings, files, environ)
-    metrics = Metrics(lambda: _own_health(writer, shipper, lines))
+    remover = _remover(settings, files, shipped=shipper is not None)
+    metrics = Metrics(lambda: _own_health(writer, shipper, remover, lines))
     registry = CollectorRegistry()
     registry.register(metrics)
     observer = Observer(metrics, traces, lines if settings.logging.requests else None)
@@ -182,6 +188,7 @@ def create_app(
             ),
             gate,
             shipper,
+            remover,
             network,
             traces,
         ),
@@ -214,7 +221,7 @@ def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Sh
     if endpoint is None:
         return None
     directory = settings.journal.directory
-    cursor = Cursor(directory / "cursors" / "otlp.json", files)
+    cursor = Cursor(directory / "cursors" / f"{SHIPPER}.json", files)
     return Shipper(
         Reader(directory, cursor, files),
         cursor,
@@ -230,17 +237,29 @@ def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Sh
     )
 
 
+def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | None:
+    retention = Retention(days=settings.journal.retention_days, bytes_max=settings.journal.retention_bytes)
+    if retention == Retention():
+        return None
+    consumers = frozenset({SHIPPER} if shipped else ())
+    return Remover(settings.journal.directory, retention, consumers=consumers, files=files)
+
+
 def _verify(certificate: str | None) -> Any:
     if certificate is None:
         return True
     return httpx.create_ssl_context(verify=certificate)
 
 
-def _own_health(writer: JournalWriter, shipper: Shipper | None, lines: LineWriter | None) -> Iterable[Metric]:
+def _own_health(
+    writer: JournalWriter, shipper: Shipper | None, remover: Remover | None, lines: LineWriter | None
+) -> Iterable[Metric]:
     yield counter("llm_gateway_journal_records", "Records written, intents included.", writer.number)
     yield counter("llm_gateway_journal_bytes", "Bytes written to the journal.", writer.bytes_written)
     yield counter("llm_gateway_journal_syncs", "Syncs of the journal.", writer.syncs)
     yield gauge("llm_gateway_journal_writable", "1 while bills can be written.", int(writer.fault is None))
+    if remover is not None:
+        yield counter("llm_gateway_journal_removed", "Segments that retention removed.", remover.removed)
     if lines is not None:
         yield counter("llm_gateway_log_lines_dropped", "Log lines that nobody read in time.", lines.dropped)
     if shipper is not None:
@@ -260,6 +279,7 @@ def _lifespan(
     recover_: Callable[[Findings], Awaitable[int]],
     gate: Gate,
     shipper: Shipper | None,
+    remover: Remover | None,
     network: Transport,
     traces: Traces,
 ) -> Callable[[FastAPI], Any]:
@@ -274,6 +294,8 @@ def _lifespan(
             tending = asyncio.create_task(_tend(writer))
             if shipper is not None:
                 shipper.start()
+            if remover is not None:
+                remover.start()
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD, 20, 20)
@@ -283,6 +305,8 @@ def _lifespan(
                 tending.cancel()
                 await _emptied(gate)
                 writer.close()
+                if remover is not None:
+                    remover.stop(STOP_REMOVING_S)
                 if shipper is not None:
                     shipper.stop(STOP_SHIPPING_S)
                 await network.aclose()

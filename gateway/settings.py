@@ -77,6 +77,17 @@ class JournalSettings(_Section):
     segment_bytes_max: int = Field(
         64 * 1024 * 1024, ge=4096, description="A segment is sealed at this size, in bytes."
     )
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        description="Segments older than so many days are removed, if every bill in them was delivered; "
+        "without it they are kept.",
+    )
+    retention_bytes: int | None = Field(
+        None,
+        ge=4096,
+        description="While segments take more than this, in bytes, the oldest delivered ones are removed.",
+    )
 
 
 class KeySettings(_Section):

@@ -8,8 +8,9 @@ delivered twice, recognisable by its id, and never not at all.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 from zlib import crc32
 
 import msgspec
@@ -23,14 +24,40 @@ BYTES_MAX: Final = 64 * 1024 * 1024
 """A cursor file is read up to this size: half a million segments."""
 
 
+_Passed = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _State(msgspec.Struct, frozen=True):
     v: int
-    offsets: dict[str, int]
-    seen: dict[str, int] = {}
+    offsets: dict[str, _Passed]
+    seen: dict[str, _Passed] = {}
     crc: str = ""
 
     def checksum(self) -> str:
         return f"{crc32(msgspec.json.encode(msgspec.structs.replace(self, crc=''))):08x}"
+
+
+def _state_of(data: bytes) -> _State:
+    """Return what was saved.
+
+    Raises:
+        ValueError: this is not what was saved (so are msgspec's errors, and a string that is no UTF-8).
+    """
+    state = msgspec.json.decode(data, type=_State)
+    if state.v != VERSION or state.crc != state.checksum():
+        raise ValueError("the cursor's checksum is wrong")
+    return state
+
+
+def passed(path: Path, files: Files) -> Mapping[str, int] | None:
+    """Return the offsets that a cursor's file holds now; None where there is none or it cannot be read.
+
+    For others than the reader whose cursor it is: nothing is set aside.
+    """
+    try:
+        return _state_of(files.read(path, 0, BYTES_MAX)).offsets
+    except (OSError, ValueError):
+        return None
 
 
 class Cursor:
@@ -79,18 +106,14 @@ class Cursor:
 
     def _load(self) -> _State:
         try:
-            data = self._files.read(self._path, 0, BYTES_MAX)
-            state = msgspec.json.decode(data, type=_State)
-            if state.v == VERSION and state.crc == state.checksum():
-                return state
+            return _state_of(self._files.read(self._path, 0, BYTES_MAX))
         except FileNotFoundError:
             return _State(v=VERSION, offsets={})
-        except (OSError, ValueError):  # msgspec's errors and a string that is no UTF-8 are ValueErrors
-            pass
-        aside = self._path.with_suffix(".unreadable")
-        log.error(
-            "the cursor cannot be read; starting over",
-            extra={"cursor": str(self._path), "aside": str(aside)},
-        )
-        self._files.rename(self._path, aside)
-        return _State(v=VERSION, offsets={})
+        except (OSError, ValueError):
+            aside = self._path.with_suffix(".unreadable")
+            log.error(
+                "the cursor cannot be read; starting over",
+                extra={"cursor": str(self._path), "aside": str(aside)},
+            )
+            self._files.rename(self._path, aside)
+            return _State(v=VERSION, offsets={})

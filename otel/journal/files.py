@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final
@@ -156,6 +157,19 @@ class Files:
     def remove(self, path: Path) -> None:
         """Remove a file; a file that is not there is removed."""
         path.unlink(missing_ok=True)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove a folder, unless something is in it."""
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+    def is_plain(self, path: Path) -> bool:
+        """Say whether a name is that of a file in a folder, and neither is a link."""
+        try:
+            file, folder = path.lstat(), path.parent.lstat()
+        except FileNotFoundError:
+            return False
+        return stat.S_ISREG(file.st_mode) and stat.S_ISDIR(folder.st_mode)
 
     # marks: a lock for as long as a process lives, and one number that others may read meanwhile
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from otel.journal.files import Files
-from otel.journal.lines import Damage, chain, header_of, kind_of, lines_in, parse
+from otel.journal.lines import Damage, Header, chain, header_of, kind_of, lines_in, parse
 from otel.journal.segments import MARKS, mark_path, name_of, segments_in
 
 READ_BYTES = 8 * 1024 * 1024
@@ -137,7 +137,7 @@ def _read(directory: Path, writer: str, files: Files) -> _Story:
         if _number(path) < first:
             continue
         files.sync_file(path)
-        for found in _items(path, files):
+        for found in items_in(path, files):
             if isinstance(found, Damage):
                 story.damage.append((str(path.relative_to(directory)), found))
             else:
@@ -152,18 +152,27 @@ def _number(path: Path) -> int:
 
 def _oldest_open(paths: list[Path], files: Files) -> int:
     """Return the number of the oldest segment that may hold an open intent, from the newest good header."""
-    for path in reversed(paths):
-        for found in lines_in(files.read(path, 0, HEADER_BYTES)):
-            if isinstance(found, Damage) or kind_of(found[1]) != "H":
-                break
-            try:
-                return header_of(parse(found[1])).oldest_open
-            except ValueError:
-                break
-    return 0
+    headers = (header_at(path, files) for path in reversed(paths))
+    return next((header.oldest_open for header in headers if header is not None), 0)
 
 
-def _items(path: Path, files: Files) -> Iterator[tuple[int, bytes] | Damage]:
+def header_at(path: Path, files: Files) -> Header | None:
+    """Return the header of a segment, None where it cannot be read.
+
+    Raises:
+        OSError: the segment cannot.
+    """
+    for found in lines_in(files.read(path, 0, HEADER_BYTES)):
+        if isinstance(found, Damage) or kind_of(found[1]) != "H":
+            return None
+        try:
+            return header_of(parse(found[1]))
+        except ValueError:
+            return None
+    return None
+
+
+def items_in(path: Path, files: Files) -> Iterator[tuple[int, bytes] | Damage]:
     """Yield the lines and damaged stretches of one segment, in reads of READ_BYTES."""
     size = files.size(path)
     start = 0
