@@ -16,7 +16,7 @@ import msgspec
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.lines import LINE_BYTES_MAX, Damage, kind_of, lines_in, number_of, spans_of
-from otel.journal.segments import mark_path, name_of, readable, segments_in
+from otel.journal.segments import SEGMENTS, SegmentName, in_order, is_sealed, mark_path, readable
 
 READ_BYTES: Final = 2 * 1024 * 1024
 """How much of a segment is read at once; more than one line can be long."""
@@ -30,6 +30,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         segment: name relative to the journal's folder.
         writer: whose segment it is.
         spans: the inside of each line's `resourceSpans`.
+        reaches: for each of them what `end` and `seen` are once it and all before it are passed.
         end: offset after the last line that this batch covers, bills or not.
         seen: number up to which the writer's records have then been passed without a gap.
         damage: stretches before `end` that are no lines.
@@ -38,9 +39,26 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     segment: str
     writer: str
     spans: tuple[bytes, ...]
+    reaches: tuple[tuple[int, int], ...]
     end: int
     seen: int
     damage: tuple[Damage, ...] = ()
+
+
+class _Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """A segment, and how far it may be read now.
+
+    Args:
+        limit: offset in bytes.
+        sealed: nothing will come behind `limit`.
+        first: it is the oldest of its writer.
+    """
+
+    name: str
+    writer: str
+    limit: int
+    sealed: bool
+    first: bool
 
 
 class Reader:
@@ -54,93 +72,119 @@ class Reader:
         self._directory = directory
         self._cursor = cursor
         self._files = files or Files()
-        self._sealed: dict[str, int] = {}
+        self._names: list[str] = []
+        self._segments: list[tuple[str, SegmentName]] = []
+        self._final: dict[str, int] = {}
+        self._safe: set[str] = set()
+        self._ahead: list[_Stretch] | None = None
 
     def batches(self, lines_max: int, bytes_max: int) -> Iterator[Batch]:
         """Yield what is new, at most `lines_max` bills and about `bytes_max` bytes in each batch.
 
-        The iterator ends when all that is durable has been yielded. Move the cursor before asking for more.
+        The iterator ends when all that was durable as it began has been yielded. Move the cursor before
+        asking for more.
         """
-        begun: set[str] = set()
-        for path, limit, sealed in self._limits():
-            name, writer = self._name(path), name_of(path).writer
-            if self._cursor[name] < limit:
-                first = writer not in begun
-                yield from self._batches_of(path, name, limit, sealed, first, lines_max, bytes_max)
-            begun.add(writer)
+        self._ahead = self._look()
+        for stretch in self._ahead:
+            yield from self._batches_of(stretch, lines_max, bytes_max)
 
     def pending_bytes(self) -> int:
-        """Return how many durable bytes the cursor has not passed yet."""
-        return sum(max(0, limit - self._cursor[self._name(path)]) for path, limit, _ in self._limits())
+        """Return how many bytes of what the newest `batches` found the cursor has not passed yet."""
+        ahead = self._look() if self._ahead is None else self._ahead
+        return sum(max(0, stretch.limit - self._cursor[stretch.name]) for stretch in ahead)
 
-    def _name(self, path: Path) -> str:
-        return str(path.relative_to(self._directory))
-
-    def _limits(self) -> list[tuple[Path, int, bool]]:
-        """Return every segment, the offset up to which it may be read, and whether it is sealed."""
+    def _look(self) -> list[_Stretch]:
+        """Return the segments that the cursor has not passed, and how far they may be read."""
+        names = self._files.names(self._directory, SEGMENTS)
+        if names != self._names:
+            self._segments = in_order(names)
+            found = {name for name, _ in self._segments}
+            self._cursor.keep_only(found, {segment.writer for _, segment in self._segments})
+            self._final = {name: size for name, size in self._final.items() if name in found}
+            self._safe &= found
+            self._names = names
+        ahead = []
         marks: dict[str, int | None] = {}
-        found = []
-        names = set()
-        for path in segments_in(self._directory, self._files):
-            segment, name = name_of(path), self._name(path)
-            names.add(name)
-            if segment.writer not in marks:
+        for name, segment in self._segments:
+            first = segment.writer not in marks
+            if first:
                 marks[segment.writer] = self._files.held(mark_path(self._directory, segment.writer))
             mark = marks[segment.writer]
-            if mark is None:
-                found.append((path, self._sealed_size(path, name), True))
-            else:
-                found.append((path, readable(segment, mark, self._files.size(path)), False))
-        self._cursor.keep_only(names, set(marks))
-        self._sealed = {name: size for name, size in self._sealed.items() if name in names}
-        return found
+            try:
+                limit = self._limit(name, segment, mark)
+            except FileNotFoundError:
+                continue  # removed since its name was read
+            if self._cursor[name] < limit:
+                ahead.append(
+                    _Stretch(
+                        name=name,
+                        writer=segment.writer,
+                        limit=limit,
+                        sealed=is_sealed(segment, mark),
+                        first=first,
+                    )
+                )
+        return ahead
 
-    def _sealed_size(self, path: Path, name: str) -> int:
-        size = self._sealed.get(name)
-        if size is None:
+    def _limit(self, name: str, segment: SegmentName, mark: int | None) -> int:
+        if mark is None and name not in self._safe:
             # Its process may have died before its last sync: what is delivered must not be lost.
-            self._files.sync_file(path)
-            size = self._sealed[name] = self._files.size(path)
-        return size
+            self._files.sync_file(self._directory / name)
+            self._final.pop(name, None)
+            self._safe.add(name)
+        size = self._final.get(name)
+        if size is None:
+            size = self._files.size(self._directory / name)
+            if is_sealed(segment, mark):
+                self._final[name] = size
+        return readable(segment, mark, size)
 
-    def _batches_of(
-        self, path: Path, name: str, limit: int, sealed: bool, first: bool, lines_max: int, bytes_max: int
-    ) -> Iterator[Batch]:
-        writer = name_of(path).writer
-        seen = self._cursor.seen(writer)
+    def _batches_of(self, stretch: _Stretch, lines_max: int, bytes_max: int) -> Iterator[Batch]:
+        path, name, limit = self._directory / stretch.name, stretch.name, stretch.limit
+        seen = self._cursor.seen(stretch.writer)
         end = told = self._cursor[name]
         spans: list[bytes] = []
+        reaches: list[tuple[int, int]] = []
         damage: list[Damage] = []
         size = 0
+
+        def batch() -> Batch:
+            return Batch(
+                segment=name,
+                writer=stretch.writer,
+                spans=tuple(spans),
+                reaches=tuple(reaches),
+                end=end,
+                seen=seen,
+                damage=tuple(damage),
+            )
+
         while end < limit:  # each turn reads at least one line, or the rest of the segment
             start = end
             data = self._files.read(path, start, min(READ_BYTES, limit - start))
             for found in lines_in(data, start):
                 if isinstance(found, Damage):
                     more = start + len(data) < limit
-                    if found.reason == "torn" and (end > start if more else not sealed):
+                    if found.reason == "torn" and (end > start if more else not stretch.sealed):
                         break  # the rest of the line is in the next read, or is being written
                     damage.append(found)
                     end = found.offset + found.length
                     continue
                 offset, line = found
-                inner, seen = _new_bill(line, seen, first)
+                inner, seen = _new_bill(line, seen, stretch.first)
                 end = offset + len(line) + 1
                 if inner is None:
                     continue
                 spans.append(inner)
+                reaches.append((end, seen))
                 size += len(inner)
                 if len(spans) >= lines_max or size >= bytes_max:
-                    yield _batch(name, writer, spans, end, seen, damage)
-                    spans, damage, size, told = [], [], 0, end
+                    yield batch()
+                    spans, reaches, damage, size, told = [], [], [], 0, end
             if end == start:
                 break
         if end > told:
-            yield _batch(name, writer, spans, end, seen, damage)
-
-
-def _batch(name: str, writer: str, spans: list[bytes], end: int, seen: int, damage: list[Damage]) -> Batch:
-    return Batch(segment=name, writer=writer, spans=tuple(spans), end=end, seen=seen, damage=tuple(damage))
+            yield batch()
 
 
 def _new_bill(line: bytes, seen: int, first: bool) -> tuple[bytes | None, int]:

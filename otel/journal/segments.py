@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -59,9 +59,13 @@ def name_of(path: Path) -> SegmentName:
     Raises:
         ValueError: it is no segment's.
     """
-    writer, _, number = path.name.removesuffix(SUFFIX).rpartition("-")
-    if not writer or not number.isdigit():
-        raise ValueError(f"{path.name} is not the name of a segment")
+    return _name_of(path.name)
+
+
+def _name_of(file: str) -> SegmentName:
+    writer, _, number = file.removesuffix(SUFFIX).rpartition("-")
+    if not writer or not number.isdecimal() or not file.isascii():
+        raise ValueError(f"{file} is not the name of a segment")
     return SegmentName(writer, int(number))
 
 
@@ -95,19 +99,31 @@ def readable(name: SegmentName, mark: int | None, size: int) -> int:
     return offset if name.number == number else 0
 
 
+def is_sealed(name: SegmentName, mark: int | None) -> bool:
+    """Say whether nothing more will be written to a segment, given its writer's mark (None: dead)."""
+    return mark is None or (mark != EVERYTHING and name.number < mark >> _OFFSET_BITS)
+
+
 def segments_in(directory: Path, files: Files, writer: str | None = None) -> list[Path]:
-    """Return the segments of all writers or of one: the oldest writer first, each one's by their numbers.
+    """Return the segments of all writers or of one, `in_order`."""
+    found = in_order(files.names(directory, SEGMENTS))
+    return [directory / name for name, segment in found if writer in (None, segment.writer)]
+
+
+def in_order(names: Iterable[str]) -> list[tuple[str, SegmentName]]:
+    """Return `<day>/<file>` names with what they say: the oldest writer first, each one's by their numbers.
 
     A clock that was set back puts a later segment into an earlier day's folder: only numbers tell the order.
     A file that is named otherwise is none of ours.
     """
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for path in files.find(directory, SEGMENTS):
+    found: dict[str, list[tuple[int, str, SegmentName]]] = {}
+    for name in sorted(names):
         with contextlib.suppress(ValueError):
-            name = name_of(path)
-            if writer is None or name.writer == writer:
-                found.setdefault(name.writer, []).append((name.number, path))
-    return [path for paths in found.values() for _, path in sorted(paths)]
+            segment = _name_of(name.rpartition("/")[2])
+            found.setdefault(segment.writer, []).append((segment.number, name, segment))
+    return [
+        (name, segment) for own in found.values() for _, name, segment in sorted(own, key=lambda o: o[:2])
+    ]
 
 
 @contextlib.contextmanager

@@ -229,6 +229,9 @@ class MemoryFiles(Files):
                 found.append(path)
         return sorted(found)
 
+    def names(self, directory: Path, pattern: str) -> list[str]:
+        return [str(path.relative_to(directory)) for path in self.find(directory, pattern)]
+
     def _at(self, path: Path) -> _File:
         if path not in self._names:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))

@@ -203,6 +203,9 @@ class SimDisk(Files):
         depth = len(directory.parts) + pattern.count("/") + 1
         return sorted(p for p in self.files if len(p.parts) == depth and p.match(pattern))
 
+    def names(self, directory: Path, pattern: str) -> list[str]:
+        return [str(path.relative_to(directory)) for path in self.find(directory, pattern)]
+
     def size(self, path: Path) -> int:
         self.step("size")
         return len(self._file(path).data)
