@@ -61,7 +61,8 @@ from otel.journal.recovery import Findings, scan
 from otel.journal.removal import Remover, Retention
 from otel.journal.segments import locked
 from otel.metrics import Metrics, counter, gauge
-from otel.shipper import Shipper, endpoint_from_env
+from otel.otlp import EndpointError, endpoint_from_env
+from otel.shipper import Shipper
 from otel.traces import Traces, traces_from_env
 
 GC_THRESHOLD: Final = 50_000
@@ -217,9 +218,15 @@ def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:
 
 
 def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Shipper | None:
-    endpoint = endpoint_from_env(environ)
-    if endpoint is None:
-        return None
+    try:
+        endpoint = endpoint_from_env(environ)
+        if endpoint is None:
+            return None
+        verify = _verify(endpoint.certificate)
+    except EndpointError as fault:
+        raise SettingsError(str(fault)) from fault
+    except OSError as fault:
+        raise SettingsError(f"OTEL_EXPORTER_OTLP_CERTIFICATE cannot be used: {fault}") from fault
     directory = settings.journal.directory
     cursor = Cursor(directory / "cursors" / f"{SHIPPER}.json", files)
     return Shipper(
@@ -228,9 +235,7 @@ def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Sh
         endpoint,
         quarantine=directory / "quarantine",
         files=files,
-        client=httpx.Client(
-            timeout=endpoint.timeout_s, follow_redirects=False, verify=_verify(endpoint.certificate)
-        ),
+        client=httpx.Client(timeout=endpoint.timeout_s, follow_redirects=False, verify=verify),
         jitter=random.random,
         lines_max=settings.telemetry.ship_batch_lines,
         interval_s=settings.telemetry.ship_interval_s,

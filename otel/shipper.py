@@ -6,7 +6,8 @@
 
 It runs in a thread of its own and never in a request's way. OTLP is at least once: after a lost answer the
 same bill is sent again, and `billing.record.id` says that it is the same. A single span that the Collector
-refuses for good is put aside in `quarantine/` with the reason, so that one bad bill holds up no other.
+refuses for good is put aside in `quarantine/` with the reason, so that one bad bill holds up no other; one
+that refuses an empty request as well refuses us, not the bill, and all wait.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import gzip
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 import httpx
 import msgspec
@@ -28,15 +28,20 @@ import msgspec
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.reader import Batch, Reader
+from otel.otlp import (
+    UNSUPPORTED_ENCODING,
+    Accepted,
+    Endpoint,
+    TryAgain,
+    Verdict,
+    backoff_s,
+    judge,
+)
 
 log = logging.getLogger("spanbill.shipper")
 
-RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""OTLP asks for 429, 502, 503, 504; a Collector behind a proxy also answers 408 and 500 while it restarts."""
 RESPONSE_BYTES_MAX: Final = 64 * 1024
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
-BACKOFF_FIRST_S: Final = 0.5
-BACKOFF_MAX_S: Final = 30.0
 BATCHES_A_STEP_MAX: Final = 50
 ASIDE_MAX: Final = 10_000
 """The newest bills in quarantine, remembered so that a batch that comes again puts none aside twice."""
@@ -44,113 +49,8 @@ ASIDE_BYTES: Final = 4 * BATCH_BYTES_MAX
 """How much of the quarantine's end is read for that after a start."""
 
 
-class Accepted(msgspec.Struct, frozen=True):
-    """All spans were taken."""
-
-
-class Rejected(msgspec.Struct, frozen=True):
-    """Some or all spans were refused for good: find out which."""
-
-    reason: str
-
-
-class TryAgain(msgspec.Struct, frozen=True):
-    """The same request may succeed later."""
-
-    reason: str
-    after_s: float | None = None
-
-
-Verdict = Accepted | Rejected | TryAgain
-
-
-class _Partial(msgspec.Struct):
-    rejected: int | str = msgspec.field(name="rejectedSpans", default=0)
-    message: str = msgspec.field(name="errorMessage", default="")
-
-
-class _Answer(msgspec.Struct):
-    partial: _Partial | None = msgspec.field(name="partialSuccess", default=None)
-
-
-def judge(status: int, body: bytes, retry_after: str | None) -> Verdict:
-    """Return what an answer of the Collector means for the spans that were sent.
-
-    A 200 whose body is no OTLP answer is not an acceptance: a proxy's login page also says 200.
-    """
-    if status in RETRYABLE:
-        return TryAgain(f"HTTP {status}", _seconds(retry_after))
-    if status != 200:
-        return Rejected(f"HTTP {status}") if status in (400, 413, 422) else TryAgain(f"HTTP {status}")
-    if not body.strip():
-        return Accepted()
-    try:
-        answer = msgspec.json.decode(body, type=_Answer)
-        rejected = int(answer.partial.rejected) if answer.partial is not None else 0
-    except ValueError:
-        return TryAgain("HTTP 200 with a body that is no OTLP answer")
-    if rejected and answer.partial is not None:
-        return Rejected(f"{rejected} spans rejected: {answer.partial.message[:200]}")
-    return Accepted()
-
-
-def backoff_s(failures: int, jitter: float) -> float:
-    """Return the seconds to wait after `failures` (>= 1) in a row; `jitter` in [0, 1) spreads senders."""
-    return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10)) * (0.5 + jitter / 2)
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    if retry_after is None or not retry_after.strip().isdigit():
-        return None
-    return min(float(retry_after), BACKOFF_MAX_S)
-
-
 class _Aside(msgspec.Struct):
     spans: list[msgspec.Raw] = msgspec.field(name="resourceSpans")
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where bills go, as the standard variables say it."""
-
-    url: str
-    headers: dict[str, str]
-    timeout_s: float
-    gzip: bool
-    certificate: str | None
-
-
-def endpoint_from_env(environ: Mapping[str, str]) -> Endpoint | None:
-    """Return the endpoint of `OTEL_EXPORTER_OTLP_[TRACES_]*`, or None if there is none.
-
-    Source: OpenTelemetry Protocol Exporter specification. `OTEL_EXPORTER_OTLP_TIMEOUT` is in seconds, as
-    the Python SDK reads it. `OTEL_SDK_DISABLED` and samplers do not matter here: they are for traces.
-    """
-
-    def read(name: str) -> str | None:
-        return (
-            environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}")
-            or environ.get(f"OTEL_EXPORTER_OTLP_{name}")
-            or None
-        )
-
-    url = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    if not url:
-        base = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        if not base:
-            return None
-        url = base.rstrip("/") + "/v1/traces"
-    headers = {}
-    for pair in (read("HEADERS") or "").split(","):
-        name, separator, value = pair.partition("=")
-        if separator and name.strip():
-            headers[unquote(name.strip()).lower()] = unquote(value.strip())
-    return Endpoint(
-        url=url,
-        headers=headers,
-        timeout_s=float(read("TIMEOUT") or 10),
-        gzip=(read("COMPRESSION") or "none") == "gzip",
-        certificate=read("CERTIFICATE"),
-    )
 
 
 class Stats(msgspec.Struct, kw_only=True):
@@ -170,8 +70,10 @@ class Shipper:
     """Delivers the journal.
 
     Args:
-        client: for the POSTs; its timeout is the endpoint's.
+        client: for the POSTs; its timeout is the endpoint's; closed when the shipper has stopped.
         jitter: returns a number in [0, 1).
+        now_ns: wall clock in Unix nanoseconds.
+        monotonic: seconds, for durations.
     """
 
     def __init__(
@@ -184,6 +86,7 @@ class Shipper:
         client: httpx.Client,
         jitter: Callable[[], float],
         now_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
         files: Files | None = None,
         lines_max: int = 200,
         interval_s: float = 0.2,
@@ -198,9 +101,13 @@ class Shipper:
         self._client = client
         self._jitter = jitter
         self._now_ns = now_ns
+        self._monotonic = monotonic
+        self._gzip = endpoint.gzip
+        self._told_damage: tuple[str, int] | None = None
         self._lines_max = lines_max
         self._interval_s = interval_s
         self._stop = threading.Event()
+        self._stop_by = 0.0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -210,6 +117,7 @@ class Shipper:
 
     def stop(self, timeout_s: float) -> None:
         """Deliver what is there, for at most `timeout_s`; the rest stays for later."""
+        self._stop_by = self._monotonic() + timeout_s
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
@@ -218,7 +126,13 @@ class Shipper:
         wait_s = self._interval_s
         while not self._stop.wait(wait_s):  # ends with stop()
             wait_s = self._guarded_step()
-        self._guarded_step()
+        while not self._late() and self._guarded_step() == 0.0:  # ends when all is delivered, or a step fails
+            pass
+        self._client.close()
+
+    def _late(self) -> bool:
+        """Say whether the shipper was told to stop and the time for that is over."""
+        return self._stop.is_set() and self._monotonic() >= self._stop_by
 
     def _guarded_step(self) -> float:
         try:
@@ -232,69 +146,105 @@ class Shipper:
         """Deliver what there is; return how many seconds to wait before the next step.
 
         Raises:
-            OSError: the journal or the cursor cannot be read or written; nothing was moved.
+            OSError: the journal cannot be read, or the cursor not be written. What was delivered and is not
+                noted is noted first of all by the next step: never more than one batch comes twice for it.
         """
+        self._cursor.save()
         for count, batch in enumerate(self._reader.batches(self._lines_max, BATCH_BYTES_MAX), start=1):
-            for damage in batch.damage:
-                self.stats.damaged += 1
-                log.error(
-                    "a stretch of the journal is damaged",
-                    extra={
-                        "segment": batch.segment,
-                        "offset": damage.offset,
-                        "bytes": damage.length,
-                        "why": damage.reason,
-                    },
-                )
-            refused = self._deliver(batch.spans, batch)
+            self._tell_damage(batch)
+            refused = self._deliver(batch, 0, len(batch.spans))
+            if refused is None:
+                self._cursor.move(batch.segment, batch.end, batch.writer, batch.seen)
+            self._cursor.save()
             if refused is not None:
                 return self._failed(refused)
-            self._cursor.move(batch.segment, batch.end, batch.writer, batch.seen)
-            self._cursor.save()
-            if count >= BATCHES_A_STEP_MAX or self._stop.is_set():
+            if count >= BATCHES_A_STEP_MAX or self._late():
                 return 0.0
         return self._interval_s
 
-    def _deliver(self, spans: tuple[bytes, ...], batch: Batch) -> TryAgain | None:
-        """Send; halve a refused batch until the refused span stands alone, and put that one aside.
+    def _tell_damage(self, batch: Batch) -> None:
+        """Tell of each damaged stretch once, however often its batch has to be sent."""
+        for damage in batch.damage:
+            place = (batch.segment, damage.offset)
+            if (
+                self._told_damage is not None
+                and self._told_damage[0] == place[0]
+                and place <= self._told_damage
+            ):
+                continue
+            self._told_damage = place
+            self.stats.damaged += 1
+            log.error(
+                "a stretch of the journal is damaged",
+                extra={
+                    "segment": batch.segment,
+                    "offset": damage.offset,
+                    "bytes": damage.length,
+                    "why": damage.reason,
+                },
+            )
 
-        Halving sends accepted spans of a partly refused batch once more: a duplicate with the same id is
-        better than a bill that nobody has.
+    def _deliver(self, batch: Batch, start: int, stop: int) -> TryAgain | None:
+        """Send bills `start` to `stop`; halve what is refused until the refused one stands alone.
+
+        The cursor follows bill by bill, so that what was accepted is not sent again when a later part has to
+        wait. Halving sends accepted spans of a partly refused batch once more: a duplicate with the same id
+        is better than a bill that nobody has.
         """
-        if not spans:
+        if start == stop:
             return None
-        verdict = self._post(spans)
+        verdict = self._post(batch.spans[start:stop])
         if isinstance(verdict, TryAgain):
             return verdict
         if isinstance(verdict, Accepted):
-            self.stats.shipped += len(spans)
+            self.stats.shipped += stop - start
             self.stats.failures_in_a_row = 0
             self.stats.last_error = None
             self.stats.last_success_unix_ns = self._now_ns()
-            return None
-        if len(spans) == 1:
-            self._put_aside(spans[0], verdict.reason, batch)
-            return None
-        half = len(spans) // 2
-        return self._deliver(spans[:half], batch) or self._deliver(spans[half:], batch)
+        elif stop - start > 1:
+            middle = (start + stop) // 2
+            return self._deliver(batch, start, middle) or self._deliver(batch, middle, stop)
+        elif isinstance(self._post(()), Accepted):
+            self._put_aside(batch.spans[start], verdict.reason, batch)
+        else:  # a plain request to a TLS port, a proxy without a way: the bill is not at fault
+            return TryAgain(f"{verdict.reason}, as for an empty request")
+        end, seen = batch.reaches[stop - 1]
+        self._cursor.move(batch.segment, end, batch.writer, seen)
+        return None
 
     def _post(self, spans: tuple[bytes, ...]) -> Verdict:
         body = b'{"resourceSpans":[' + b",".join(spans) + b"]}"
-        headers = {**self._endpoint.headers, "content-type": "application/json"}
-        if self._endpoint.gzip:
-            body = gzip.compress(body, compresslevel=1)
-            headers["content-encoding"] = "gzip"
+        if not self._gzip:
+            return self._send(body, {})[0]
+        verdict, status = self._send(gzip.compress(body, compresslevel=1), {"content-encoding": "gzip"})
+        if status in UNSUPPORTED_ENCODING:
+            verdict, _ = self._send(body, {})
+            if isinstance(verdict, Accepted):
+                self._gzip = False
+                log.warning("the Collector takes no gzip; bills go uncompressed from now on")
+        return verdict
+
+    def _send(self, body: bytes, more: dict[str, str]) -> tuple[Verdict, int | None]:
+        """Return what came of one request, and the answer's status."""
+        headers = {**self._endpoint.headers, **more}
+        headers |= {"content-type": "application/json", "accept-encoding": "identity"}
         self.stats.posts += 1
+        until = self._monotonic() + self._endpoint.timeout_s
         try:
             with self._client.stream("POST", self._endpoint.url, content=body, headers=headers) as response:
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    return TryAgain("a compressed answer, which was not asked for"), response.status_code
                 answer = b""
-                for piece in response.iter_bytes():
+                for piece in response.iter_bytes():  # at most RESPONSE_BYTES_MAX, for at most the timeout
                     answer += piece
                     if len(answer) > RESPONSE_BYTES_MAX:
-                        return TryAgain(f"an answer of more than {RESPONSE_BYTES_MAX} bytes")
-                return judge(response.status_code, answer, response.headers.get("retry-after"))
+                        return TryAgain(f"an answer of more than {RESPONSE_BYTES_MAX} bytes"), None
+                    if self._monotonic() > until:
+                        return TryAgain("an answer that takes too long"), None
+                status = response.status_code
+                return judge(status, answer, response.headers, self._now_ns() / 1e9), status
         except httpx.HTTPError as fault:
-            return TryAgain(type(fault).__name__)
+            return TryAgain(type(fault).__name__), None
 
     def _failed(self, verdict: TryAgain) -> float:
         self.stats.failures_in_a_row += 1

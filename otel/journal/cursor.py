@@ -71,6 +71,7 @@ class Cursor:
         self._path = path
         self._files = files or Files()
         state = self._load()
+        self._moved = False
         self._offsets = dict(state.offsets)
         self._seen = dict(state.seen)
 
@@ -84,6 +85,7 @@ class Cursor:
 
     def move(self, segment: str, offset: int, writer: str = "", seen: int = 0) -> None:
         """Note that `segment` is done up to `offset`, and `writer` up to `seen`; `save` makes it durable."""
+        self._moved = True
         self._offsets[segment] = offset
         if seen:
             self._seen[writer] = seen
@@ -94,15 +96,18 @@ class Cursor:
         self._seen = {name: number for name, number in self._seen.items() if name in writers}
 
     def save(self) -> None:
-        """Make the cursor durable.
+        """Make the cursor durable, if it was moved since it last was.
 
         Raises:
             OSError: it is not; the same bills will be read again after a restart.
         """
+        if not self._moved:
+            return
         self._files.make_directory(self._path.parent)
         state = _State(v=VERSION, offsets=self._offsets, seen=self._seen)
         whole = msgspec.structs.replace(state, crc=state.checksum())
         self._files.replace(self._path, msgspec.json.encode(whole))
+        self._moved = False
 
     def _load(self) -> _State:
         try:

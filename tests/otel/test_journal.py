@@ -278,12 +278,16 @@ async def test_a_reader_stops_at_the_durable_position(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_cursor_that_cannot_be_read_starts_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "contents",
+    [b"garbage", b'{"v":2,"offsets":{"segment":77}}', b'{"v":1,"offsets":{"segment":-1}}', b'{"v":1}'],
+)
+def test_a_cursor_that_cannot_be_read_starts_over(tmp_path: Path, contents: bytes) -> None:
     path = tmp_path / "cursor.json"
     cursor = Cursor(path)
     cursor.move("segment", 77)
     cursor.save()
     assert Cursor(path)["segment"] == 77
-    path.write_bytes(b"garbage")
+    path.write_bytes(contents)
     assert Cursor(path)["segment"] == 0
-    assert path.with_suffix(".unreadable").read_bytes() == b"garbage"
+    assert path.with_suffix(".unreadable").read_bytes() == contents

@@ -13,7 +13,17 @@ import pytest
 from otel.journal.cursor import Cursor
 from otel.journal.lines import GENESIS, encode_line
 from otel.journal.reader import Reader
-from otel.shipper import Accepted, Endpoint, Rejected, Shipper, TryAgain, backoff_s, endpoint_from_env, judge
+from otel.otlp import (
+    Accepted,
+    Endpoint,
+    EndpointError,
+    Rejected,
+    TryAgain,
+    backoff_s,
+    endpoint_from_env,
+    judge,
+)
+from otel.shipper import Shipper
 
 BILLS = [f"bill-{n}" for n in range(25)]
 
@@ -183,13 +193,13 @@ def test_damage_is_counted_and_hides_no_later_bill(journal: Path) -> None:
 
 
 def test_verdicts() -> None:
-    assert judge(200, b"", None) == Accepted()
-    assert judge(200, b'{"partialSuccess":{}}', None) == Accepted()
-    assert isinstance(judge(200, b'{"partialSuccess":{"rejectedSpans":2}}', None), Rejected)
-    assert isinstance(judge(400, b"", None), Rejected)
-    assert isinstance(judge(401, b"", None), TryAgain)
-    assert isinstance(judge(404, b"", None), TryAgain)
-    assert judge(503, b"", "5") == TryAgain("HTTP 503", 5.0)
+    assert judge(200, b"", {}, 0) == Accepted()
+    assert judge(200, b'{"partialSuccess":{}}', {}, 0) == Accepted()
+    assert isinstance(judge(200, b'{"partialSuccess":{"rejectedSpans":2}}', {}, 0), Rejected)
+    assert isinstance(judge(400, b"", {}, 0), Rejected)
+    assert isinstance(judge(401, b"", {}, 0), TryAgain)
+    assert isinstance(judge(404, b"", {}, 0), TryAgain)
+    assert judge(503, b"", {"retry-after": "5"}, 0) == TryAgain("HTTP 503", 5.0)
     assert [round(backoff_s(n, 1.0), 2) for n in (1, 2, 3, 50)] == [0.5, 1.0, 2.0, 30.0]
 
 
@@ -208,3 +218,29 @@ def test_the_standard_variables_say_where_bills_go() -> None:
     assert endpoint is not None
     assert (endpoint.url, endpoint.timeout_s, endpoint.gzip) == ("http://c:4318/v1/traces", 3.0, True)
     assert endpoint.headers == {"authorization": "Bearer x", "a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ENDPOINT", "collector:4318"),
+        ("ENDPOINT", "http://"),
+        ("ENDPOINT", "http://collector..local:4318"),
+        ("ENDPOINT", f"http://{'a' * 64}.local"),
+        ("ENDPOINT", "http://[::1"),
+        ("ENDPOINT", "http://c:port"),
+        ("ENDPOINT", "http://c d"),
+        ("ENDPOINT", "http://c\x7f"),
+        ("HEADERS", "authorization=ü"),
+        ("HEADERS", "authorization=a%0D%0Ab"),
+        ("HEADERS", "a b=c"),
+        ("TIMEOUT", "soon"),
+        ("TIMEOUT", "0"),
+        ("TIMEOUT", "nan"),
+        ("TIMEOUT", "inf"),
+    ],
+)
+def test_a_variable_that_could_never_work_is_refused_by_its_name(variable: str, value: str) -> None:
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", f"OTEL_EXPORTER_OTLP_{variable}": value}
+    with pytest.raises(EndpointError, match=f"^OTEL_EXPORTER_OTLP_{variable}: "):
+        endpoint_from_env(environ)
