@@ -524,7 +524,7 @@ def test_a_lost_cursor_sends_everything_again_and_loses_nothing(journal: Path, d
             contents = {
                 "empty": "",
                 "garbage": "\x00garbage",
-                "other version": json.dumps({**state, "v": 2}),
+                "other version": json.dumps({**state, "v": 1}),
                 "impossible": json.dumps({**state, "offsets": dict.fromkeys(state["offsets"], -1)}),
             }
             path.write_text(contents[damage])

@@ -11,6 +11,7 @@ import random
 import struct
 from pathlib import Path
 
+from otel.journal import segments
 from otel.journal.cursor import Cursor
 from otel.journal.files import EVERYTHING, Files
 from otel.journal.lines import (
@@ -148,6 +149,10 @@ class Memory(Files):
 
     def find(self, directory: Path, pattern: str) -> list[Path]:
         return [self._mark] if pattern.startswith("writers") else list(self._segments)
+
+    def names(self, directory: Path, pattern: str) -> list[str]:
+        assert pattern == segments.SEGMENTS
+        return [str(path.relative_to(directory)) for path in self._segments]
 
     def size(self, path: Path) -> int:
         return len(self._segments[path])

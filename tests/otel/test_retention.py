@@ -270,14 +270,18 @@ def test_nothing_unshipped_is_ever_removed(
     shutil.rmtree(folder)
 
 
+def put_back(path: Path, segment: str) -> None:
+    """Let a cursor lack the last byte of a segment."""
+    cursor = Cursor(path)
+    cursor.move(segment, cursor[segment] - 1)
+    cursor.save()
+
+
 def test_a_cursor_of_any_consumer_counts_and_one_that_lacks_blocks(folder: Path) -> None:
     ship(folder)
     assert remover(folder, consumers=frozenset({"otlp", "ledger"})).run() == 0
     shutil.copy(folder / "cursors" / "otlp.json", folder / "cursors" / "ledger.json")
-    ledger = json.loads((folder / "cursors" / "ledger.json").read_text())
-    name = names(folder)[4]
-    ledger["offsets"][name] -= 1
-    (folder / "cursors" / "ledger.json").write_text(json.dumps(ledger))
+    put_back(folder / "cursors" / "ledger.json", names(folder)[4])
     assert remover(folder).run() == 4, "all before the one that the ledger has not passed"
     (folder / "cursors" / "ledger.json").write_text("{")
     assert remover(folder).run() == 0, "nobody knows what the ledger has passed"
@@ -329,9 +333,7 @@ def test_a_damaged_segment_stays_with_all_that_may_need_it(folder: Path) -> None
 def test_bills_of_a_recovery_stay_until_the_intents_are_gone(folder: Path) -> None:
     ship(folder)
     last = names(folder, DEAD)[-1]
-    cursor = json.loads((folder / "cursors" / "otlp.json").read_text())
-    cursor["offsets"][last] -= 1
-    (folder / "cursors" / "otlp.json").write_text(json.dumps(cursor))
+    put_back(folder / "cursors" / "otlp.json", last)
     remover(folder).run()
     assert names(folder, DEAD) == [last]
     assert names(folder, LAST), "the bills of its open intents are there"
