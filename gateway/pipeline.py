@@ -216,7 +216,12 @@ class Serving:
 
     async def _serve_stream(self, lane: Lane, upstream: UpstreamReply, intent: int) -> None:
         stages, admitted, caller = self._stages, self._admitted, self._caller
-        await stages.recorder.durable(intent)
+        try:
+            await stages.recorder.durable(intent)
+        except GatewayFault as refused:  # the provider was called, and may charge
+            self._status = refused.status
+            self._settle(lane, NOT_KEPT, Reply())
+            raise
         await caller.start(
             200, reply_headers(upstream.headers, admitted.ids, None, lane=(lane.provider, lane.model))
         )

@@ -45,6 +45,7 @@ class World:
         self.status = status
         self.stream = stream
         self.refuse_intent = self.refuse_settle = self.refuse_durable = self.refuse_progress = False
+        self.refuse_begin = False
         self.owed = False
         self.noted: list[Progress] = []
         self.context_window: int | None = None
@@ -105,7 +106,7 @@ class World:
         return 2
 
     async def durable(self, sequence: int) -> None:
-        if self.refuse_durable and sequence == 2:
+        if (self.refuse_durable and sequence == 2) or (self.refuse_begin and sequence == 1):
             raise GatewayFault("journal_unavailable", "bad disk", status=503)
         self.events.append(f"durable {sequence}")
 
@@ -245,6 +246,16 @@ async def test_a_whole_reply_whose_bill_is_not_kept_is_not_released(fault: str) 
         await world.serving().serve()
     assert world.sent == b""
     assert not world.completed
+
+
+async def test_a_stream_whose_intent_is_not_durable_is_billed_and_not_begun() -> None:
+    """Its provider was called: without a bill the intent would stay open for as long as the gateway runs."""
+    world = World(CONTENT, USAGE + DONE, stream=True)
+    world.refuse_begin = True
+    with pytest.raises(GatewayFault):
+        await world.serving().serve()
+    assert world.events == ["intent", "call", "bill", "close"]
+    assert (world.bills[0].outcome, world.bills[0].status) == ("internal_error", "unmetered")
 
 
 @pytest.mark.parametrize("fault", ["refuse_settle", "refuse_durable"])

@@ -34,7 +34,7 @@ NEVER_CALLED = Ending(outcome="internal_error", error_type="journal_unavailable"
 """The intent could not be kept, and so no provider was called."""
 
 NOT_KEPT = Ending(outcome="internal_error", error_type="journal_unavailable")
-"""The journal failed in the middle of a stream, and its caller was told so."""
+"""The journal failed once the provider had been called, and the caller was told so."""
 
 
 def ending_of_fault(fault: UpstreamError) -> Ending:
