@@ -216,13 +216,25 @@ class Files:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return None
-            for _ in range(MARK_READS_MAX):
-                first, second = _MARK.unpack(os.pread(fd, _MARK.size, 0).ljust(_MARK.size, b"\0"))
-                if first == second:
-                    return int(first)
-            return 0
+            return _value(fd)
         finally:
             os.close(fd)
+
+    def said(self, path: Path) -> int:
+        """Return the value of a mark, dead or alive; a power loss can leave an older one."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _value(fd)
+        finally:
+            os.close(fd)
+
+
+def _value(fd: int) -> int:
+    for _ in range(MARK_READS_MAX):
+        first, second = _MARK.unpack(os.pread(fd, _MARK.size, 0).ljust(_MARK.size, b"\0"))
+        if first == second:
+            return int(first)
+    return 0
 
 
 def _entries(directory: Path) -> list[str]:

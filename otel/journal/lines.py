@@ -72,8 +72,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         previous_segment: file name of the writer's segment before this one.
         oldest_open: number of the writer's oldest segment that may hold an intent without its bill.
-        sealed: by dead writer the number and hash of its newest record, as found when this writer began: a
-            tail that was removed later can be proved.
+        durable: number up to which every record was durable: none of them may lack.
+        sealed: by dead writer the number and hash of its newest record before the first that lacks, as found
+            when this writer began: a tail that was removed later can be proved.
     """
 
     v: int = FORMAT_VERSION
@@ -83,6 +84,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     previous_segment: str | None
     created_unix_ns: str
     oldest_open: int = 1
+    durable: int = 0
     sealed: dict[str, tuple[int, str]] = {}
 
 

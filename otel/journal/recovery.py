@@ -17,7 +17,7 @@ import msgspec
 
 from otel.journal.files import Files
 from otel.journal.lines import Damage, Header, chain, header_of, kind_of, lines_in, parse
-from otel.journal.segments import MARKS, mark_path, name_of, segments_in
+from otel.journal.segments import MARKS, mark_path, name_of, readable, segments_in
 
 READ_BYTES = 8 * 1024 * 1024
 """How much of a segment is read at once."""
@@ -43,8 +43,9 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """What a scan found.
 
     Args:
-        dead: writers whose process is gone and that are not retired yet.
-        heads: of each of them that wrote a record, the number and hash of the newest.
+        dead: writers whose process is gone and that are not retired yet, in the order in which to retire
+            them: a recovery that died holds bills of others, and must be found for as long as they are.
+        heads: of each of them that wrote a record, the number and hash of the newest before any that lacks.
         open_intents: in the order of their writing, writer by writer.
         damage: (segment, what is damaged).
     """
@@ -62,29 +63,44 @@ class _Story:
     def __init__(self, writer: str) -> None:
         self.writer = writer
         self.head: tuple[int, str] | None = None
+        """Number and hash of the newest record, before any that lacks and was not promised."""
+        self._beyond: dict[int, str] = {}
         self.settled: set[str] = set()
         self.calls: dict[str, bytes] = {}
         self.progress: dict[str, tuple[int, bytes]] = {}
         self.damage: list[tuple[str, Damage]] = []
         self.bytes_read = 0
 
-    def take(self, line: bytes) -> None:
-        kind = kind_of(line)
-        if kind == "H":
-            return
+    def take(self, line: bytes, *, promised: bool) -> None:
+        """Take the next line; what stands before a promised one was promised, too."""
         record = parse(line)
-        if self.head is None or record.n > self.head[0]:
-            self.head = (record.n, chain(line + b"\n"))
-        if kind == "S":
+        if record.k == "H":
+            if promised and (self.head is None or record.n > self.head[0] + 1):
+                self.head = (record.n - 1, record.p)
+            return
+        if promised and self.head is not None and record.n > self.head[0] + 1:
+            self.head = (record.n - 1, record.p)
+        self._reach(record.n, chain(line + b"\n"))
+        if record.k == "S":
             self.settled.add(record.id)
             self.calls.pop(record.id, None)
             self.progress.pop(record.id, None)
         elif record.id in self.settled:
             return  # written again after a failed sync
-        elif kind == "I":
+        elif record.k == "I":
             self.calls.setdefault(record.id, bytes(record.d))
         elif record.id in self.calls and record.n > self.progress.get(record.id, (0, b""))[0]:
             self.progress[record.id] = (record.n, bytes(record.d))  # a copy of an older one may come later
+
+    def _reach(self, number: int, digest: str) -> None:
+        """Move the head; what stands behind a gap waits: a later segment may write again what lacks."""
+        if self.head is not None and number > self.head[0] + 1:
+            self._beyond[number] = digest
+            return
+        if self.head is None or number == self.head[0] + 1:
+            self.head = (number, digest)
+        while self._beyond and (after := self._beyond.pop(self.head[0] + 1, None)) is not None:
+            self.head = (self.head[0] + 1, after)
 
 
 def scan(directory: Path, files: Files) -> Findings:
@@ -101,8 +117,8 @@ def scan(directory: Path, files: Files) -> Findings:
     settled = set().union(*[story.settled for story in stories])
     lost = [story for story in stories if story.writer in dead]
     return Findings(
-        dead=dead,
-        heads={story.writer: story.head for story in lost if story.head is not None},
+        dead=tuple(story.writer for story in sorted(lost, key=lambda story: not story.calls)),
+        heads={story.writer: story.head for story in lost if story.head is not None and story.head[0]},
         open_intents=tuple(
             OpenIntent(
                 record_id=record_id,
@@ -120,7 +136,7 @@ def scan(directory: Path, files: Files) -> Findings:
 
 
 def retire(directory: Path, writers: tuple[str, ...], files: Files) -> None:
-    """Forget dead writers; call it once the bills of all their intents are durable.
+    """Forget dead writers, in this order; call it once the bills of all their intents are durable.
 
     Raises:
         OSError: some are not forgotten; the next scan finds them with nothing open.
@@ -133,15 +149,17 @@ def _read(directory: Path, writer: str, files: Files) -> _Story:
     story = _Story(writer)
     paths = segments_in(directory, files, writer)
     first = _oldest_open(paths, files)
+    mark = files.said(mark_path(directory, writer))
     for path in paths:
         if _number(path) < first:
             continue
         files.sync_file(path)
+        promised = readable(name_of(path), mark, files.size(path))
         for found in items_in(path, files):
             if isinstance(found, Damage):
                 story.damage.append((str(path.relative_to(directory)), found))
             else:
-                story.take(found[1])
+                story.take(found[1], promised=found[0] < promised)
         story.bytes_read += files.size(path)
     return story
 

@@ -77,6 +77,7 @@ class JournalWriter:
         self._segments = 0
         self._segment: Segment | None = None
         self._last_segment: str | None = None
+        self._first_stays = False
         self._seal_at_ns = 0
         self._number = 0
         self._previous = GENESIS
@@ -121,6 +122,9 @@ class JournalWriter:
         """
         self._mark_fd = self._files.hold(mark_path(self._directory, self.name))
         self._start_segment(owed=(), sealed=sealed)
+        if sealed:  # its caller forgets the dead: what it saw of them is durable before that, and stays
+            self._files.sync(self._segment_now().fd)
+            self._first_stays = True
         if self._durability == "process":
             self._files.mark(self._mark_fd, EVERYTHING)
         if self._make_syncer is None:
@@ -245,11 +249,10 @@ class JournalWriter:
             self._segment_now().append(line)
         except OSError as fault:
             self._last_reason = reason_of(fault)
-            try:
+            with contextlib.suppress(JournalUnavailable) if kind == "S" else contextlib.nullcontext():
                 self._replace_segment()
-            except JournalUnavailable:
-                if kind != "S":
-                    raise
+                if self._durability != "process":
+                    self._request_sync(self._number)
         self.bytes_written += len(line)
 
     # segments
@@ -293,6 +296,7 @@ class JournalWriter:
             previous_segment=self._last_segment,
             created_unix_ns=str(now_ns),
             oldest_open=self._open.oldest(self._segments, self._owed.durable_number),
+            durable=self._owed.durable_number,
             sealed=dict(sealed or {}),
         )
         path = segment_path(self._directory, now_ns, self.name, self._segments)
@@ -315,11 +319,14 @@ class JournalWriter:
         Raises:
             JournalUnavailable: after TRIES_MAX new segments; what was numbered stays owed.
         """
-        old, self._segment = self._segment, None
-        useless = old is not None and old.first > self._owed.durable_number
-        if old is not None:
+        useless = None
+        if self._segment is not None:
+            old, self._segment = self._segment, None
             self._retired.append(old.seal())
-            self._last_segment = old.previous if useless else self._last_segment
+            stays = old.number == 1 and self._first_stays
+            if old.first > self._owed.durable_number and not stays:  # no sync under way may count for it
+                useless, self._last_segment = old, old.previous
+                self._trusted_from = mark_of(self._segments + 1, 0)
         for _ in range(TRIES_MAX):
             try:
                 self._start_segment(owed=self._owed.lines)
@@ -327,8 +334,8 @@ class JournalWriter:
                 self._last_reason = reason_of(fault)
                 continue
             self._fault = None
-            if old is not None and useless:  # the new one has all of it: a bad disk must not fill with such
-                old.forget()
+            if useless is not None:  # the new one has all of it: a bad disk must not fill with such
+                useless.forget()
             return
         self._broken(self._last_reason)
         raise JournalUnavailable(self._fault, owed=True)
@@ -352,7 +359,7 @@ class JournalWriter:
             raise JournalUnavailable(self._fault)
         if self._durability == "process":
             self._owed.done(self._number)
-        elif not self._syncing:
+        else:
             self._request_sync(self._number)
 
     # syncs

@@ -298,6 +298,10 @@ class MemoryFiles(Files):
         self._meet("mark")
         self._fds[fd].value = value
 
+    def said(self, path: Path) -> int:
+        self._meet("said")
+        return self._names[path].value
+
     def held(self, path: Path) -> int | None:
         self._meet("held")
         file = self._names.get(path)
