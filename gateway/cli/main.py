@@ -62,13 +62,14 @@ def verify(
     collector_log: Annotated[Path | None, typer.Option(help="OTLP/JSON lines of a Collector.")] = None,
     upstream_log: Annotated[Path | None, typer.Option(help="JSON lines of calls at a provider.")] = None,
     client_log: Annotated[Path | None, typer.Option(help="JSON lines of what clients saw.")] = None,
+    heads: Annotated[Path | None, typer.Option(help="An earlier report (--json), to be held to.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     strict: Annotated[bool, typer.Option(help="Intents that wait for recovery are a breach.")] = False,
 ) -> None:
     """Say whether the journal is complete and intact; docs/verify.md explains every finding."""
     directory = journal if journal is not None else _settings().journal.directory
     logs = Logs(collector=collector_log, upstream=upstream_log, client=client_log)
-    sound = verify_journal(directory, logs, as_json=json, strict=strict)
+    sound = verify_journal(directory, logs, heads=heads, as_json=json, strict=strict)
     if isinstance(sound, str):
         _stop(sound)
     raise SystemExit(0 if sound else 1)

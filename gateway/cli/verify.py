@@ -24,16 +24,30 @@ CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160)), "\N{REPLACEMENT C
 """A damaged line may hold anything; nothing of it may steer a terminal."""
 
 
-def verify_journal(directory: Path, logs: Logs, *, as_json: bool, strict: bool) -> bool | str:
+class _Earlier(msgspec.Struct, frozen=True):
+    """What an earlier report, as printed with --json, says of writers' ends."""
+
+    heads: dict[str, tuple[int, str]]
+
+
+def verify_journal(
+    directory: Path, logs: Logs, *, heads: Path | None = None, as_json: bool, strict: bool
+) -> bool | str:
     """Audit a folder and print what was found.
+
+    Args:
+        heads: an earlier report of the same folder.
 
     Returns:
         Whether both verdicts hold, or why the folder (or a log) could not be read.
     """
     try:
-        report = _audit(directory, logs, strict=strict)
+        known = {} if heads is None else msgspec.json.decode(heads.read_bytes(), type=_Earlier).heads
+        report = _audit(directory, logs, known, strict=strict)
     except NoJournal as fault:
         return str(fault)
+    except ValueError as fault:
+        return f"{heads} is no report of spanbill verify --json: {fault}"
     except OSError as fault:
         return f"{fault.filename or directory} cannot be read: {fault.strerror}"
     if as_json:
@@ -43,7 +57,7 @@ def verify_journal(directory: Path, logs: Logs, *, as_json: bool, strict: bool) 
     return report.complete and report.intact
 
 
-def _audit(directory: Path, logs: Logs, *, strict: bool) -> Report:
+def _audit(directory: Path, logs: Logs, known: dict[str, tuple[int, str]], *, strict: bool) -> Report:
     """Run the audit; a bar on standard error if a person is looking."""
     console = Console(stderr=True)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -53,7 +67,7 @@ def _audit(directory: Path, logs: Logs, *, strict: bool) -> Report:
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        return audit_folder(directory, logs=logs, strict=strict, progress=progress)
+        return audit_folder(directory, logs=logs, known=known, strict=strict, progress=progress)
 
 
 # for machines
@@ -71,6 +85,7 @@ def _machine(directory: Path, report: Report) -> bytes:
             "complete": report.complete,
             "intact": report.intact,
             "facts": facts,
+            "heads": report.heads,
             "counts": report.counts,
             "findings": [
                 {"verdict": finding.verdict, **msgspec.to_builtins(finding), "advice": finding.advice}

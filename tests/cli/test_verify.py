@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli.main import app
 from otel.journal.audit import KINDS
+from otel.journal.lines import chain, previous_of
 from tests.gateway_process import KEYS, Gateway, attributes, spans_in
 from tests.journals import (
     DEAD,
@@ -24,9 +25,11 @@ from tests.journals import (
     append,
     append_bill,
     copy_of,
+    header_of,
     make_journal,
     names,
     record_id,
+    reheader,
     remove,
     replace,
     resealed,
@@ -393,6 +396,83 @@ def test_a_line_of_a_log_that_says_nothing_is_named(folder: Path, tmp_path: Path
     for option in ("--client-log", "--upstream-log"):
         log = write_log(tmp_path / "log.jsonl", [{"ended": True}])
         assert machine(folder, option, log)[1]["counts"] == {"log_unreadable": 1}
+
+
+# an earlier report
+
+
+def forge(folder: Path, writer: str, number: int, old: bytes, new: bytes) -> None:
+    """Alter a record, and chain all that its writer wrote later again: only who kept a hash can tell."""
+    chained = {row.n: row.raw for row in rows(folder, writer)}
+    last = max(chained)
+    chained[number] = resealed(chained[number], old, new)
+    for after in range(number + 1, last + 1):
+        was = b'"p":"%b"' % previous_of(chained[after]).encode()
+        chained[after] = resealed(chained[after], was, b'"p":"%b"' % chain(chained[after - 1]).encode())
+    for row in rows(folder, writer):
+        replace(folder, row, chained[row.n])
+    for name in names(folder, writer):
+        header = header_of(folder, name)
+        if header.n > number:
+            reheader(folder, header, p=chain(chained[header.n - 1]))
+
+
+def amounts(folder: Path, writer: str) -> int:
+    """Return the number of the writer's first bill with a user to be swapped."""
+    return next(row.n for row in rows(folder, writer) if row.kind == "S" and b'"alice"' in row.raw)
+
+
+def test_a_forged_history_of_a_dead_writer_is_told_by_the_next_boot(folder: Path) -> None:
+    forge(folder, DEAD, amounts(folder, DEAD), b'"alice"', b'"mallo"')
+    code, report = machine(folder)
+    assert (code, set(kinds(report))) == (1, {"head"})
+
+
+def test_a_forged_history_of_the_newest_writer_is_told_by_an_earlier_report_only(
+    folder: Path, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(verify(folder, "--json").stdout)
+    assert machine(folder, "--heads", earlier)[0] == 0
+    forge(folder, LAST, amounts(folder, LAST), b'"alice"', b'"mallo"')
+    assert machine(folder)[0] == 0
+    code, report = machine(folder, "--heads", earlier)
+    assert (code, kinds(report)) == (1, {"head": 1})
+    newest = rows(folder, LAST)[-1]
+    (found,) = report["findings"]
+    assert (found["segment"], found["offset"], found["record"]) == (newest.segment, newest.offset, newest.n)
+
+
+def test_what_grew_since_an_earlier_report_is_sound(folder: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(verify(folder, "--json").stdout)
+    append(folder, "I", 500, "{}")
+    assert machine(folder, "--heads", earlier)[0] == 0
+
+
+def test_the_newest_lines_taken_away_with_their_mark_are_missed_by_an_earlier_report(
+    folder: Path, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(verify(folder, "--json").stdout)
+    (folder / names(folder, LAST)[-1]).unlink()
+    (folder / "writers" / LAST).unlink()
+    assert machine(folder)[0] == 0
+    code, report = machine(folder, "--heads", earlier)
+    assert (code, kinds(report)) == (1, {"tail_missing": 1})
+
+
+def test_what_retention_removed_since_an_earlier_report_is_not_missed(folder: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(verify(folder, "--json").stdout)
+    remove(folder, *names(folder, DEAD))
+    assert machine(folder, "--heads", earlier)[0] == 0
+
+
+def test_a_file_that_is_no_earlier_report_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[]")
+    result = verify(folder, "--heads", tmp_path / "other.json")
+    assert result.exit_code == 78
 
 
 # a real gateway

@@ -84,6 +84,8 @@ KINDS: Final[dict[str, Kind]] = {
     "torn_tail": Kind("note", "nothing to do: a write was cut off before it was promised"),
     "never_begun": Kind("note", "nothing to do: the disk failed before the segment's first line"),
     "awaiting_recovery": Kind("note", "nothing to do: billed as interrupted at the next start"),
+    "damage_healed": Kind("note", "nothing to do: a sync failed, and all that stood there was written again"),
+    "lost_unpromised": Kind("note", "nothing to do: a power loss took it before anything was promised"),
     "intent_removed": Kind("note", "nothing to do: retention removed the intent's segment"),
     "log_torn": Kind("note", "nothing to do: the log's last line is still being written"),
     "collector_again": Kind("note", "nothing to do: delivered more than once, equal; OTLP allows it"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -48,9 +48,15 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What an audit came to; `counts` has every kind, `findings` the first of each."""
+    """What an audit came to; `counts` has every kind, `findings` the first of each.
+
+    Args:
+        heads: by writer the number and hash of its newest record; kept elsewhere, they prove later what was
+            here, as `known` of another audit.
+    """
 
     facts: Facts
+    heads: dict[str, tuple[int, str]]
     counts: dict[str, int]
     findings: list[Finding]
 
@@ -73,12 +79,14 @@ def audit_folder(
     directory: Path,
     *,
     logs: Logs | None = None,
+    known: Mapping[str, tuple[int, str]] | None = None,
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Audit a journal folder.
 
     Args:
+        known: heads of an earlier report.
         strict: an intent that waits for recovery is a breach; for a folder whose gateway has been restarted.
         progress: told of (bytes done, bytes in all) now and then.
 
@@ -102,6 +110,7 @@ def audit_folder(
 
     scan = Scan(
         writers,
+        known=known,
         findings=findings,
         on_intent=upstream.intent if upstream is not None else None,
         on_bill=on_bill if collector is not None or client is not None else None,
@@ -116,7 +125,7 @@ def audit_folder(
         upstream.finish()
     if client is not None:
         client.finish(scan.pairing.open)
-    return Report(facts=scan.facts, counts=dict(findings.counts), findings=findings.shown)
+    return Report(facts=scan.facts, heads=scan.heads(), counts=dict(findings.counts), findings=findings.shown)
 
 
 def writers_in(directory: Path) -> dict[str, WriterFile]:
@@ -163,7 +172,7 @@ def _writer_file(path: Path) -> WriterFile:
             first, second = WATERMARK.unpack(data)
             if first == second:
                 if first == ALL_WRITTEN:
-                    return WriterFile(live=live)
+                    return WriterFile(live=live, everything=True)
                 return WriterFile(
                     live=live, segment=first >> OFFSET_BITS, offset=first & ((1 << OFFSET_BITS) - 1)
                 )

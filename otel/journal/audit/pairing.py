@@ -47,6 +47,8 @@ class Pairing:
 
     def __init__(self, findings: Findings, is_live: Callable[[str], bool]) -> None:
         self.open: dict[str, Open] = {}
+        self.filled = False
+        """The record that comes was damaged where it first stood: records that were written after it came."""
         self._findings = findings
         self._is_live = is_live
         self._segments: list[str] = []
@@ -62,10 +64,12 @@ class Pairing:
 
     def intent(self, record_id: str, found: Open) -> None:
         """Take an intent."""
+        if self.filled:
+            self._strays.pop(record_id, None)
         orphan = self._orphans.pop(record_id, None)
         if orphan is not None:
             self._settle(record_id, orphan.place, orphan.digest)
-            if orphan.writer == found.writer:
+            if orphan.writer == found.writer and not self.filled:
                 self._add(found.place, "order", "the intent stands behind its own bill", record_id)
             self._match(record_id, found, orphan)
             return
@@ -87,7 +91,7 @@ class Pairing:
             self._add(place, "order", "progress by another writer than the intent's", record_id)
         elif (biller := self._biller(record_id)) is None:
             self._strays.setdefault(record_id, (writer, place))
-        elif biller == writer:
+        elif biller == writer and not self.filled:
             self._add(place, "order", "progress behind the bill", record_id)
 
     def bill(self, record_id: str, writer: str, place: Place, bill: Bill | None, digest: int) -> bool:

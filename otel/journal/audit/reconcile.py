@@ -14,7 +14,7 @@ import msgspec
 
 from otel.journal.audit.findings import Finding
 from otel.journal.audit.scan import Scan
-from otel.journal.audit.sequence import Missing, hash_of, name_parts
+from otel.journal.audit.sequence import Missing, Place, Sequence, gap_finding, hash_of, name_parts
 
 MANIFEST: Final = "removed.jsonl"
 
@@ -61,10 +61,12 @@ def reconcile(scan: Scan, manifest: Iterable[bytes], *, strict: bool = False) ->
             _judge_missing(scan, missing, removed.get(missing.file))
     for writer in sorted(by_writer.keys() | scan.sequences.keys()):
         _continuity(scan, writer, sorted(by_writer[writer], key=lambda pair: pair[0]))
+    lost = {writer: _losses(scan, sequence) for writer, sequence in scan.sequences.items()}
     _heads(scan, by_writer)
+    _known(scan, by_writer)
     _watermarks(scan, removed)
     _open_intents(scan, strict=strict)
-    _without_intent(scan, by_writer)
+    _without_intent(scan, by_writer, lost)
     scan.finish()
 
 
@@ -141,10 +143,48 @@ def _continuity(scan: Scan, writer: str, entries: list[tuple[int, Removed]]) -> 
             scan.findings.add(missing.named_at.finding("gap", what))
 
 
+def _losses(scan: Scan, sequence: Sequence) -> int | None:
+    """Report what lacks and what is damaged; return the number from which a power loss took records.
+
+    It did if the next boot saw the sequence end right there, and nothing says that it had been durable.
+    """
+    writer = sequence.writer
+    heads = {number for name, number, _ in scan.sealed if name == writer}
+    lost = min(
+        (
+            gap.first
+            for gap in sequence.gaps
+            if gap.first > sequence.durable
+            and (gap.first - 1 in heads or (not heads and scan.is_dead(writer)))
+            and not _promised(scan, writer, gap.place)
+        ),
+        default=None,
+    )
+    for gap in sequence.gaps:
+        kind = "gap" if lost is None or gap.first < lost else "lost_unpromised"
+        scan.findings.add(gap_finding(gap, kind))
+    for damaged in sequence.damaged:
+        taken = lost is not None and damaged.number >= lost
+        finding = damaged.finding
+        scan.findings.add(msgspec.structs.replace(finding, kind="lost_unpromised") if taken else finding)
+    return lost
+
+
+def _promised(scan: Scan, writer: str, place: Place) -> bool:
+    """Say whether the writer's own mark covers a place."""
+    said = scan.writers.get(writer)
+    if said is None or said.segment is None or said.offset is None:
+        return said is not None and said.everything
+    parts = name_parts(place.segment.rpartition("/")[2])
+    return parts is not None and (parts[1], place.offset) < (said.segment, said.offset)
+
+
 def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
     """Hold each dead writer to the head that a later boot saw."""
     for (writer, number, digest), place in scan.sealed.items():
         sequence = scan.sequences.get(writer)
+        if sequence is not None and any(gap.first == number + 1 for gap in sequence.gaps):
+            continue  # it ended in a gap, and that is reported
         last = sequence.top if sequence is not None else 0
         found = sequence.head_hash if sequence is not None else hash_of("0" * 16)
         for _, entry in by_writer.get(writer, []):
@@ -160,6 +200,20 @@ def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
             at = sequence.summaries[-1].name if sequence is not None and sequence.summaries else MANIFEST
             what = f"the last record of {writer} is not the one that a later boot saw"
             scan.findings.add(Finding(kind="head", what=what, segment=at, record=number))
+
+
+def _known(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
+    """What an earlier report names must be here, or noted as removed."""
+    for writer, (number, digest) in scan.known.items():
+        sequence = scan.sequences.get(writer)
+        if sequence is not None and sequence.known is None:
+            continue
+        ends = [entry for _, entry in by_writer.get(writer, []) if (entry.last or 0) >= number]
+        if not ends:
+            what = f"record {number} of {writer}, which an earlier report names, is not here"
+            scan.findings.add(Finding(kind="tail_missing", what=what, segment=writer, record=number))
+        elif any(entry.last == number and hash_of(entry.hash) != hash_of(digest) for entry in ends):
+            _manifest(scan, None, f"record {number} of {writer} is another than an earlier report names")
 
 
 def _watermarks(scan: Scan, removed: dict[str, Removed]) -> None:
@@ -193,10 +247,15 @@ def _open_intents(scan: Scan, *, strict: bool) -> None:
         scan.findings.add(intent.place.finding(kind, "its writer is dead and there is no bill", id=record_id))
 
 
-def _without_intent(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
-    """A bill without an intent is a breach, unless its intent may have stood in a removed segment."""
+def _without_intent(
+    scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]], lost: dict[str, int | None]
+) -> None:
+    """A bill without an intent is a breach, unless the intent was removed, or taken by a power loss."""
     for kind, record_id, writer, place in scan.pairing.unmatched():
-        if _may_be_removed(scan, writer, by_writer):
+        if (first := lost.get(writer)) is not None and place.record is not None and place.record > first:
+            what = f"{kind.replace('_', ' ')}: that was taken"
+            scan.findings.add(place.finding("lost_unpromised", what, id=record_id))
+        elif _may_be_removed(scan, writer, by_writer):
             scan.findings.add(place.finding("intent_removed", f"{kind.replace('_', ' ')}", id=record_id))
         else:
             scan.findings.add(place.finding(kind, "there is none with this id", id=record_id))

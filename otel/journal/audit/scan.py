@@ -16,7 +16,7 @@ import msgspec
 from otel.journal.audit.bills import STATUSES, Bill, ResourceSpans, one_span, read_bill
 from otel.journal.audit.findings import Finding, Findings
 from otel.journal.audit.pairing import Open, Pairing
-from otel.journal.audit.sequence import HeaderFacts, Place, Sequence, name_parts
+from otel.journal.audit.sequence import UNKNOWN, HeaderFacts, Place, Sequence, name_parts
 from otel.journal.lines import FORMAT_VERSION, LINE_BYTES_MAX, Record, is_whole, spans_of
 
 End = Literal["sealed", "durable", "growing"]
@@ -29,9 +29,11 @@ class WriterFile(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         live: its process runs.
         segment, offset: up to where it had synced; None if everything written may be read.
+        everything: it says so; otherwise it may have said nothing yet.
     """
 
     live: bool
+    everything: bool = False
     segment: int | None = None
     offset: int | None = None
 
@@ -142,17 +144,20 @@ class Scan:
     Args:
         writers: what the writers' own files say.
         on_intent, on_bill: told of each intent and of the first bill of each id.
+        known: by writer a number and hash as an earlier report has them.
     """
 
     def __init__(
         self,
         writers: Mapping[str, WriterFile],
         *,
+        known: Mapping[str, tuple[int, str]] | None = None,
         findings: Findings | None = None,
         on_intent: OnIntent | None = None,
         on_bill: OnBill | None = None,
     ) -> None:
         self.writers = writers
+        self.known = known or {}
         self.findings = findings if findings is not None else Findings()
         self.facts = Facts()
         self.pairing = Pairing(self.findings, self.is_live)
@@ -171,6 +176,11 @@ class Scan:
         """Say whether the writer's process runs."""
         found = self.writers.get(writer)
         return found is not None and found.live
+
+    def is_dead(self, writer: str) -> bool:
+        """Say whether the writer's process is gone, and no later boot has forgotten it yet."""
+        found = self.writers.get(writer)
+        return found is not None and not found.live
 
     def segment(self, segment: Segment) -> None:
         """Scan one segment to its end."""
@@ -199,14 +209,24 @@ class Scan:
                     sequence.begin(Place(segment.name, offset), None, None)
                     begun = True
                 what = "it is too long for a line" if raw is None else "its checksum does not match"
-                self._add("damage", what, segment.name, offset, length)
-                sequence.damaged()
+                sequence.unreadable(
+                    Finding(kind="damage", what=what, segment=segment.name, offset=offset, length=length)
+                )
         if begun:
             sequence.end(segment.name, number)
         else:
+            sequence.never_begun(segment.name.rpartition("/")[2])
             self._add("never_begun", f"{size} bytes and no whole line", segment.name, 0, size)
         self.facts.bytes += size
         self.sizes[segment.name] = size
+
+    def heads(self) -> dict[str, tuple[int, str]]:
+        """Return the number and hash of each writer's newest record, if that can be read."""
+        return {
+            writer: (sequence.top, f"{sequence.head_hash:016x}")
+            for writer, sequence in self.sequences.items()
+            if sequence.top and sequence.head_hash != UNKNOWN
+        }
 
     def finish(self) -> None:
         """Report what never came, and sum up."""
@@ -221,7 +241,7 @@ class Scan:
         if self._sequence is None or self._sequence.writer != writer:
             assert writer not in self.sequences, "segments of one writer come together"
             self._close_sequence()
-            self._sequence = self.sequences[writer] = Sequence(writer, self.findings)
+            self._sequence = self.sequences[writer] = Sequence(writer, self.findings, self.known.get(writer))
             self._numbers = set()
         return self._sequence
 
@@ -248,7 +268,7 @@ class Scan:
                 if not begun:
                     sequence.begin(place, None, None)
                 self._add("not_a_record", str(broken), place.segment, place.offset, len(raw))
-                sequence.damaged()
+                sequence.broken()
                 return True
         if record.k == "H":
             self._header(sequence, place, record, begun)
@@ -259,9 +279,11 @@ class Scan:
         place = Place(place.segment, place.offset, record.n)
         self.facts.records += 1
         digest = int.from_bytes(blake2b(raw, digest_size=8).digest(), "big")
-        if sequence.line(place, record.n, record.p, digest) == "repeat":
+        seen = sequence.line(place, record.n, record.p, digest)
+        if seen == "repeat":
             self.facts.again += 1
             return True
+        self.pairing.filled = seen == "filled"
         if fault is not None:
             self.findings.add(place.finding("not_otlp", fault, id=record.id))
         elif spans and record.k != "S":

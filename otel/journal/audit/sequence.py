@@ -6,6 +6,9 @@
 A segment's header says where it takes the sequence up. Numbers that the writer has used before may stand
 again only behind such a header, one after the other, and only with the same bytes. What went before is
 kept as hashes of the last RING records; a writer holds fewer than that back.
+
+So a failed sync heals: what it damaged stands behind a header that goes back to before the damage. A writer
+removes, and its headers pass over, a segment of which every record is written again.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ GAPS_MAX: Final = 10_000
 """Open gaps of one writer that later lines may still fill; beyond it the oldest is final."""
 UNKNOWN: Final = 0
 
-Seen = Literal["new", "repeat"]
+Seen = Literal["new", "repeat", "filled"]
+"""filled: a number that lacked until now, in a segment that writes it again."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -52,7 +56,23 @@ class HeaderFacts(msgspec.Struct, frozen=True):
     previous_segment: str | None
     created_unix_ns: str
     oldest_open: int | None = None
+    durable: int = 0
     sealed: dict[str, tuple[int, str]] = {}
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Numbers that no line has, and where the sequence goes on."""
+
+    first: int
+    last: int
+    place: Place
+
+
+class Damaged(msgspec.Struct, frozen=True):
+    """A stretch that cannot be read; what stood there had numbers from `number` on."""
+
+    number: int
+    finding: Finding
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -95,21 +115,27 @@ def hash_of(text: str) -> int:
 class Sequence:
     """The numbers of one writer; feed its segments in order, then `finish`."""
 
-    def __init__(self, writer: str, findings: Findings) -> None:
+    def __init__(self, writer: str, findings: Findings, known: tuple[int, str] | None = None) -> None:
         self.writer = writer
+        self.known = known
+        """Number and hash of a record as an earlier report has them; None once it was met."""
         self.missing: list[Missing] = []
         self.summaries: list[Summary] = []
+        self.gaps: list[Gap] = []
+        self.damaged: list[Damaged] = []
+        """Stretches that no later segment has healed so far."""
         self.first_oldest_open: int | None = None
         """`oldest_open` of the first segment that is here."""
+        self.durable = 0
+        """Up to this number a header calls the records durable."""
         self.top = 0
         self._findings = findings
         self._ring = array("Q", bytes(8 * RING))
         self._low = 0
         self._ring[0] = hash_of(GENESIS)
-        self._gaps: list[tuple[int, int, Place]] = []
         self._file: str | None = None
-        self._may_precede: set[str | None] = {None}
-        """What a header may name: the segment before it, or an older one if those between have no records."""
+        self._starts: dict[str, int | None] = {}
+        """By segment, in order, where its header takes the sequence up; None where that cannot be read."""
         self._number = 0
         self._expected: int | None = 1
         self._hash: int | None = None
@@ -130,9 +156,11 @@ class Sequence:
             self._check_name(place, facts)
             if self._file is None:
                 self.first_oldest_open = facts.oldest_open
+            self.durable = max(self.durable, facts.durable)
+            self._heal(record.n)
             self._take_up(place, before, record, facts.previous_segment)
         self._file = file
-        self._may_precede.add(file)
+        self._starts[file] = None if record is None else record.n
         parts = name_parts(file)
         self._number = parts[1] if parts else self._number
 
@@ -149,13 +177,30 @@ class Sequence:
             )
         )
 
-    def damaged(self) -> None:
-        """A stretch could not be read: numbers that lack behind it are explained by it."""
+    def never_begun(self, file: str) -> None:
+        """Note a segment without a whole line: later headers may name it."""
+        self._starts[file] = None
+
+    def broken(self) -> None:
+        """A line is none of ours: numbers that lack behind it are explained by it."""
         self._broken = True
+
+    def unreadable(self, finding: Finding) -> None:
+        """A stretch cannot be read: numbers that lack behind it are explained by it."""
+        self._broken = True
+        expected = self._expected if self._expected is not None else self.top + 1
+        self.damaged.append(Damaged(expected, finding))
+        if len(self.damaged) > GAPS_MAX:
+            self._findings.add(self.damaged.pop(0).finding)
 
     def line(self, place: Place, number: int, previous: str, digest: int) -> Seen:
         """Take the next record's number, its `p` and its own hash; say whether it stood before, the same."""
         self._settle_dispute(hash_of(previous))
+        if self.known is not None and number == self.known[0]:
+            if digest != hash_of(self.known[1]):
+                what = f"record {number} is not the one that an earlier report names, or one before it is not"
+                self._findings.add(place.finding("head", what))
+            self.known = None
         expected = self._expected if self._expected is not None else number
         if number < expected:
             return self._late(place, number, digest)
@@ -166,7 +211,6 @@ class Sequence:
                 self._before.finding("chain", f"record {number} was written after another line than this")
             )
         self._expected, self._hash, self._before = number + 1, digest, place
-        self._may_precede = {self._file}
         if number > self.top:
             self._push(number, digest)
             return "new"
@@ -174,16 +218,12 @@ class Sequence:
         if known == digest:
             return "repeat"
         if known is None:
-            self._fill(number, digest)
-        else:
-            self._findings.add(place.finding("rewrite", f"record {number} was written again, differently"))
+            return "filled" if self._fill(number, digest) else "new"
+        self._findings.add(place.finding("rewrite", f"record {number} was written again, differently"))
         return "new"
 
     def finish(self) -> None:
-        """Report the numbers that never came; the hashes are given back."""
-        for first, last, place in self._gaps:
-            self._report_gap(first, last, place)
-        self._gaps.clear()
+        """Give the hashes back."""
         self._ring = array("Q")
 
     # how a segment takes the sequence up
@@ -199,14 +239,18 @@ class Sequence:
 
     def _take_up(self, place: Place, before: Place, record: Record, named: str | None) -> None:
         number, previous = record.n, hash_of(record.p)
+        if number <= self.durable:
+            what = f"it goes back to {number}, and up to {self.durable} all was durable"
+            self._findings.add(place.finding("header", what))
         if named is None:
-            if None not in self._may_precede:
-                self._findings.add(place.finding("header", f"it says it is first, but {self._file} is here"))
-            elif number != 1 or previous != hash_of(GENESIS):
+            if number != 1 or previous != hash_of(GENESIS):
                 self._findings.add(place.finding("header", f"it says it is first, and begins at {number}"))
                 self._adopt(number - 1, previous)
             return
-        if named in self._may_precede:
+        if named in self._starts:
+            over = self._passed_over(named, number)
+            if over is not None:
+                self._findings.add(place.finding("header", f"it follows {named}, but {over} is before it"))
             self._continue(place, before, number, previous)
             return
         parts = name_parts(named)
@@ -221,6 +265,22 @@ class Sequence:
         if number > self.top + 1 or not self.summaries:
             self._adopt(number - 1, previous)
 
+    def _passed_over(self, named: str, number: int) -> str | None:
+        """Return a segment behind `named` with records before `number`, where a header goes on."""
+        for file, start in reversed(self._starts.items()):  # nearly always the first is the one
+            if file == named:
+                break
+            if start is not None and start < number:
+                return file
+        return None
+
+    def _heal(self, number: int) -> None:
+        """A header goes back to `number`: what was damaged from there on is written again."""
+        for damaged in self.damaged:
+            if damaged.number >= number:
+                self._findings.add(msgspec.structs.replace(damaged.finding, kind="damage_healed"))
+        self.damaged = [damaged for damaged in self.damaged if damaged.number < number]
+
     def _continue(self, place: Place, before: Place, number: int, previous: int) -> None:
         if number > self.top + 1:
             if previous == self._known(self.top):
@@ -228,7 +288,7 @@ class Sequence:
                 self._findings.add(place.finding("header", what))
                 self._expected = self.top + 1
                 return
-            self._gaps.append((self.top + 1, number - 1, place))
+            self.gaps.append(Gap(self.top + 1, number - 1, place))
             self._adopt(number - 1, previous)
             return
         if number < 1 or (number <= self._low and self.top - number >= RING):
@@ -263,9 +323,9 @@ class Sequence:
     def _skipped(self, place: Place, expected: int, number: int) -> None:
         first = max(expected, self.top + 1)
         if first < number:
-            self._gaps.append((first, number - 1, place))
-            if len(self._gaps) > GAPS_MAX:
-                self._report_gap(*self._gaps.pop(0))
+            self.gaps.append(Gap(first, number - 1, place))
+            if len(self.gaps) > GAPS_MAX:
+                self._findings.add(gap_finding(self.gaps.pop(0)))
         elif not self._broken:
             self._findings.add(place.finding("order", f"record {number} stands where {expected} belongs"))
 
@@ -296,17 +356,19 @@ class Sequence:
 
     def _fill(self, number: int, digest: int) -> bool:
         """Take a number out of the gaps; say whether it was in one."""
-        for index in range(len(self._gaps) - 1, -1, -1):  # at most GAPS_MAX
-            first, last, place = self._gaps[index]
-            if first <= number <= last:
-                parts = [(first, number - 1, place), (number + 1, last, place)]
-                self._gaps[index : index + 1] = [part for part in parts if part[0] <= part[1]]
+        for index in range(len(self.gaps) - 1, -1, -1):  # at most GAPS_MAX
+            gap = self.gaps[index]
+            if gap.first <= number <= gap.last:
+                parts = [Gap(gap.first, number - 1, gap.place), Gap(number + 1, gap.last, gap.place)]
+                self.gaps[index : index + 1] = [part for part in parts if part.first <= part.last]
                 if self._low <= number <= self.top and self.top - number < RING:
                     self._ring[number % RING] = digest
                 return True
         return False
 
-    def _report_gap(self, first: int, last: int, place: Place) -> None:
-        named = f"record {first} is" if first == last else f"records {first} to {last} are"
-        what = f"{named} missing before this line ({last - first + 1})"
-        self._findings.add(place.finding("gap", what))
+
+def gap_finding(gap: Gap, kind: str = "gap") -> Finding:
+    """Return the finding of numbers that never came."""
+    first, last = gap.first, gap.last
+    named = f"record {first} is" if first == last else f"records {first} to {last} are"
+    return gap.place.finding(kind, f"{named} missing before this line ({last - first + 1})")
