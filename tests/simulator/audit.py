@@ -25,6 +25,8 @@ def breaches(world: World) -> list[str]:
     world.disk.begin_life(None)
     dropped = bytes(world.disk.dropped)
     bills, intents, found = _read(world)
+    found += ledger.broken
+    found += [f"{writer}: its mark said more than was durable" for writer in world.disk.overrun]
     if ledger.stalls:
         found.append(f"{ledger.stalls} lives hung")
     for request_id, lines in bills.items():

@@ -12,7 +12,7 @@ import errno
 import random
 from pathlib import Path
 
-from otel.journal.files import Files
+from otel.journal.files import EVERYTHING, Files
 
 
 class Crash(BaseException):  # it must pass every `except Exception`, as a real one does
@@ -27,6 +27,11 @@ class SimFile:
         self.synced = 0
         self.lost_from: int | None = None
         self.named = False
+
+    @property
+    def safe(self) -> int:
+        """How many bytes are on the disk for good."""
+        return self.synced if self.lost_from is None else min(self.synced, self.lost_from)
 
     def sync(self) -> None:
         self.synced = len(self.data) if self.lost_from is None else min(len(self.data), self.lost_from)
@@ -80,6 +85,8 @@ class SimDisk(Files):
         self.dead = False
         self.dropped = bytearray()
         """What was never on the disk, though a process that died before it could repeat it had written it."""
+        self.overrun: list[str] = []
+        """Writers whose mark said more than was durable at that moment."""
         self.cut: set[str] = set()
         """Writers whose process died with its power: what they had not synced may be gone, in any order."""
 
@@ -95,6 +102,7 @@ class SimDisk(Files):
         """Leave what was durable, and by chance some of the rest."""
         rng = self.faults.rng
         self.cut |= {path.name for path in self.owners}
+        self.values = {path: rng.choice((0, value)) for path, value in self.values.items()}
         for path, file in list(self.files.items()):
             if not file.named and rng.random() < 0.5:
                 del self.files[path]
@@ -112,6 +120,17 @@ class SimDisk(Files):
             )
             file.data = file.data[:keep] + tail.replace(b"\n", b"x")
             file.synced, file.lost_from, file.named = len(file.data), None, True
+
+    def holds(self, start: bytes) -> bool:
+        """Say whether a line that begins like this would survive a power loss now."""
+        files = reversed(self.files.values())  # it is nearly always in the newest
+        return any(file.named and file.data.find(start, 0, file.safe) >= 0 for file in files)
+
+    def _is_durable(self, writer: str, mark: int) -> bool:
+        """Say whether the segment that a mark names is on the disk up to there."""
+        name = f"{writer}-{mark >> 40:06d}.jsonl"
+        file = next((file for path, file in reversed(self.files.items()) if path.name == name), None)
+        return file is not None and file.safe >= mark & ((1 << 40) - 1)
 
     def step(self, what: str, file: SimFile | None = None, data: bytes = b"") -> None:
         """Count an operation; die before it, or in its middle, when it is time."""
@@ -228,7 +247,8 @@ class SimDisk(Files):
         if file.lost_from is not None:  # what is read from now on is what the disk has
             self.dropped += file.data[file.lost_from :]
             self.cut.add(path.name.rpartition("-")[0])
-            del file.data[file.lost_from :]
+            lost = len(file.data) - file.lost_from
+            file.data[file.lost_from :] = bytes(self.faults.rng.choice((0, lost)))
             file.lost_from = None
         file.sync()
 
@@ -277,8 +297,15 @@ class SimDisk(Files):
 
     def mark(self, fd: int, value: int) -> None:
         self.step("mark")
-        assert value >= self.values[self.marks[fd]], "a mark never goes back"
-        self.values[self.marks[fd]] = value
+        path = self.marks[fd]
+        assert value >= self.values[path], "a mark never goes back"
+        self.values[path] = value
+        if value != EVERYTHING and not self._is_durable(path.name, value):
+            self.overrun.append(path.name)
+
+    def said(self, path: Path) -> int:
+        self.step("said")
+        return self.values[path]
 
     def held(self, path: Path) -> int | None:
         self.step("held")

@@ -47,6 +47,7 @@ class Ledger:
         self.crashes = 0
         self.power_losses = 0
         self.stalls = 0
+        self.broken: list[str] = []
         self.joined = 0
         self.clock_jumps = 0
 
@@ -64,6 +65,8 @@ class Surroundings:
         self.disk = SimDisk(self.faults)
         self.ledger = Ledger()
         self.faulty = True
+        self.promises = True
+        """What the gateway calls durable survives a power loss: not so without syncs."""
 
     async def pause(self) -> None:
         """Let others run for some turns; the process may die here, too."""
@@ -171,9 +174,18 @@ class Client:
         self._patience -= 1
         body: bytes = message["body"]
         ledger = self._world.ledger
+        if self._status == 200 and body.count(TOKEN) and not ledger.released[self._id]:
+            self._check(b"IS", "content went out before the intent or the bill was durable")
         ledger.released[self._id] += body.count(TOKEN)
         if self._status == 200 and not message["more_body"] and body.endswith(ENDS):
             ledger.ended.add(self._id)
+            self._check(b"S", "the end went out before the bill was durable")
+
+    def _check(self, kinds: bytes, wrong: str) -> None:
+        """Hold the gateway to what it promised at this very moment."""
+        starts = [b'{"j":{"k":"%c","id":"%b"' % (kind, self._id.encode()) for kind in kinds]
+        if self._world.promises and not any(map(self._world.disk.holds, starts)):
+            self._world.ledger.broken.append(f"{self._id}: {wrong}")
 
 
 class _Forever:

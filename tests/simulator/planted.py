@@ -1,7 +1,10 @@
 """Durability bugs to plant: each one a small, plausible edit of the product, and each one must be caught.
 
-python -m tests.simulator.planted            plant all, one after another, in copies of the product
+python -m tests.simulator.planted            plant all of them, in copies of the product
 python -m tests.simulator.planted NAME       plant one, and show what caught it
+
+A bug's seed is only where the search begins: a world whose history runs into it. When an edit of the product
+changes the histories, the search takes longer, and what is printed is the new seed.
 """
 
 from __future__ import annotations
@@ -17,8 +20,12 @@ from typing import NamedTuple
 from tests.simulator.run import BREACH
 
 ROOT = Path(__file__).resolve().parents[2]
-WORLDS = 600
-"""Worlds that are run before a bug counts as missed; most are caught within a hundred."""
+WORLDS_FIRST = 4
+"""Worlds that are run from a bug's own seed on."""
+WORLDS = 1500
+"""Worlds that are run from the beginning then, before the bug counts as missed."""
+PLANT_S = 900
+JOBS = 4
 
 WRITER = "otel/journal/writer.py"
 OWED = "otel/journal/owed.py"
@@ -33,11 +40,16 @@ SEGMENTS = "otel/journal/segments.py"
 
 
 class Bug(NamedTuple):
-    """One edit: the first occurrence of `before` in `path` becomes `after`."""
+    """One edit: the only occurrence of `before` in `path` becomes `after`.
+
+    Args:
+        seed: of a world that runs into it.
+    """
 
     path: str
     before: str
     after: str
+    seed: int = 0
 
 
 BUGS: dict[str, Bug] = {
@@ -71,9 +83,8 @@ BUGS: dict[str, Bug] = {
     ),
     "the segment with the failed write is written on": Bug(
         WRITER,
-        "            self._last_reason = reason_of(fault)\n            try:\n                self._replace_segment()",
-        "            self._last_reason = reason_of(fault)\n            try:\n"
-        "                self._segment_now().append(line)",
+        "                self._replace_segment()\n                if self._durability",
+        "                self._segment_now().append(line)\n                if self._durability",
     ),
     "a broken disk is reported as durable": Bug(
         WRITER,
@@ -82,8 +93,9 @@ BUGS: dict[str, Bug] = {
     ),
     "a bill that the disk refused is forgotten": Bug(
         WRITER,
-        "            with contextlib.suppress(JournalUnavailable):\n                self._try_again()\n            return\n",
-        "            self._owed.lines.pop()\n            return\n",
+        "        if self._fault is not None:\n            with contextlib.suppress(JournalUnavailable):\n"
+        "                self._try_again()\n            return\n",
+        "        if self._fault is not None:\n            self._owed.lines.pop()\n            return\n",
     ),
     "a refused intent leaves no trace to settle": Bug(
         PIPELINE, "            if fault.owed:", "            if False:"
@@ -109,6 +121,30 @@ BUGS: dict[str, Bug] = {
         "        await waiter\n",
         "        if self._durability != 'group':\n            await waiter\n",
     ),
+    "the readable mark covers what no sync reached": Bug(
+        WRITER,
+        "mark_of(self._segment.number, self._segment.size)",
+        "mark_of(self._segments, self._segment.size)",
+    ),
+    "a sync that was queued behind a failed one is believed": Bug(
+        WRITER,
+        "        self._trusted_from = mark_of(self._segments + 1, 0)\n        self._sync_failures",
+        "        self._sync_failures",
+    ),
+    "a sync of a segment that is to go is believed": Bug(
+        WRITER, "                self._trusted_from = mark_of(self._segments + 1, 0)\n", ""
+    ),
+    "a segment that failed is removed with what is durable in it": Bug(
+        WRITER, "if old.first > self._owed.durable_number and", "if"
+    ),
+    "a segment that failed is removed before the next holds its records": Bug(
+        WRITER,
+        "            self._retired.append(old.seal())\n            stays",
+        "            old.forget()\n            self._retired.append(old.seal())\n            stays",
+    ),
+    "a header calls durable what is not": Bug(
+        WRITER, "durable=self._owed.durable_number,", "durable=self._number,"
+    ),
     # the sync thread
     "a job does not sync its newest segment": Bug(
         SYNCING,
@@ -126,8 +162,8 @@ BUGS: dict[str, Bug] = {
     ),
     "a stream ends before its bill is durable": Bug(
         PIPELINE,
-        "        _, sequence = self._settle(lane, ending, reply)\n        await stages.recorder.durable(sequence)\n",
-        "        _, sequence = self._settle(lane, ending, reply)\n",
+        "        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages.recorder.durable(sequence)\n",
+        "        _, sequence = self._settle(lane, ending, reply, meter.said)\n",
     ),
     "a whole reply goes out before its bill is durable": Bug(
         PIPELINE,
@@ -150,8 +186,8 @@ BUGS: dict[str, Bug] = {
     ),
     "a caller that left is not billed": Bug(
         PIPELINE,
-        "        _, sequence = self._settle(lane, ending, reply)\n        await stages",
-        "        if gone:\n            return\n        _, sequence = self._settle(lane, ending, reply)\n        await stages",
+        "        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages",
+        "        if gone:\n            return\n        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages",
     ),
     "a provider that failed after the call is not billed": Bug(
         PIPELINE,
@@ -168,32 +204,49 @@ BUGS: dict[str, Bug] = {
         "progress = None",
     ),
     "writers are retired before their bills are durable": Bug(
-        RECORDER, "        await writer.durable(number)\n", ""
+        RECORDER, "        await writer.durable(number)\n", "        pass\n"
     ),
     "writers are never retired": Bug(RECORDER, "    retire(directory, findings.dead, files)\n", ""),
     "only the dead writer's own bills count": Bug(RECOVERY, "            if record_id not in settled\n", ""),
     "what is read was not made durable": Bug(RECOVERY, "        files.sync_file(path)\n", ""),
-    "a bill that is written twice opens its intent again": Bug(
-        RECOVERY,
-        "        elif record.id in self.settled:\n            return  #",
-        "        elif False:\n            return  #",
-    ),
     "a living writer is taken for a dead one": Bug(
         RECOVERY, "if files.held(mark_path(directory, name)) is None)", "if True)"
     ),
     "only the newest segment is read": Bug(
-        RECOVERY, "return header_of(parse(found[1])).oldest_open", "return _number(path)"
+        RECOVERY,
+        "return next((header.oldest_open for header in headers if header is not None), 0)",
+        "return _number(paths[-1]) if paths else 0",
     ),
     "what recovery wrote is not kept in sight": Bug(RECORDER, "    writer.pin()\n", ""),
+    "a recovery that died is forgotten before those it billed": Bug(
+        RECOVERY, "key=lambda story: not story.calls", "key=lambda story: bool(story.calls)"
+    ),
+    "an older copy of a progress replaces a newer one": Bug(
+        RECOVERY, ' and record.n > self.progress.get(record.id, (0, b""))[0]:', ":"
+    ),
+    "the head of a dead writer is looked for behind what a power loss took": Bug(
+        RECOVERY,
+        "            self._beyond[number] = digest\n            return\n",
+        "            self.head = (number, digest)\n            return\n",
+    ),
+    "segments are read in the order of their days": Bug(
+        SEGMENTS, "for _, name, segment in sorted(own, key=lambda o: o[:2])", "for _, name, segment in own"
+    ),
     # reader and shipper
+    "a header behind a gap makes the reader skip": Bug(
+        READER, "return None, seen or (number - 1 if first else 0)", "return None, max(seen, number - 1)"
+    ),
+    "what a dead writer left is shipped before it is durable": Bug(
+        READER, "            self._files.sync_file(self._directory / name)\n", ""
+    ),
     "what is not durable yet is shipped": Bug(
         SEGMENTS, "    return offset if name.number == number else 0", "    return size"
     ),
     "the cursor moves before the Collector accepts": Bug(
         SHIPPER,
-        "            refused = self._deliver(batch.spans, batch)\n",
+        "            refused = self._deliver(batch, 0, len(batch.spans))\n",
         "            self._cursor.move(batch.segment, batch.end, batch.writer, batch.seen)\n"
-        "            refused = self._deliver(batch.spans, batch)\n",
+        "            refused = self._deliver(batch, 0, len(batch.spans))\n",
     ),
     "a Collector that is away counts as one that accepted": Bug(
         SHIPPER,
@@ -213,50 +266,57 @@ BUGS: dict[str, Bug] = {
 }
 
 
-def plant(name: str) -> str:
-    """Plant one bug in a copy of the product; return what caught it, or "" if nothing did."""
+class Caught(NamedTuple):
+    """What a world says of a bug."""
+
+    seed: int
+    breach: str
+
+
+def plant(name: str) -> Caught | None:
+    """Plant one bug in a copy of the product; return what caught it, None if nothing did."""
     bug = BUGS[name]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("gateway", "otel"):
+        for part in ("gateway", "otel", "deploy", "tests/simulator"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "tests").mkdir()
-        shutil.copytree(ROOT / "tests" / "simulator", copy / "tests" / "simulator")
         shutil.copy(ROOT / "tests" / "gateway_process.py", copy / "tests")
-        shutil.copytree(ROOT / "deploy", copy / "deploy")
         target = copy / bug.path
         text = target.read_text()
-        assert bug.before in text, f"{name}: {bug.path} no longer holds the line to break"
-        target.write_text(text.replace(bug.before, bug.after, 1))
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.simulator.run",
-                "--until-breach",
-                "--jobs",
-                "1",
-                "--worlds",
-                str(WORLDS),
-            ],
-            cwd=copy,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-    assert run.returncode in (0, BREACH), f"{name}: {run.stderr}"
-    return "" if run.returncode == 0 else run.stdout.splitlines()[-1]
+        assert text.count(bug.before) == 1, f"{name}: {bug.path} no longer holds the line to break"
+        target.write_text(text.replace(bug.before, bug.after))
+        return _search(copy, bug.seed, WORLDS_FIRST) or _search(copy, 0, WORLDS)
+
+
+def _search(copy: Path, first: int, worlds: int) -> Caught | None:
+    run = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "tests.simulator.run", "--until-breach"),
+            *("--seed", str(first), "--worlds", str(worlds)),
+        ],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=PLANT_S,
+    )
+    assert run.returncode in (0, BREACH), run.stderr
+    if run.returncode == 0:
+        return None
+    seed, _, breach = run.stdout.splitlines()[-1].partition(": ")
+    return Caught(int(seed), breach)
 
 
 def main(names: list[str]) -> int:
     chosen = names or list(BUGS)
     missed = 0
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(JOBS) as pool:
         planted = {pool.submit(plant, name): name for name in chosen}
         for done in as_completed(planted):
             name, caught = planted[done], done.result()
-            missed += not caught
-            print(f"{'caught' if caught else 'MISSED'}  {name}: {caught}", flush=True)
+            missed += caught is None
+            told = "MISSED" if caught is None else f"seed {caught.seed}: {caught.breach}"
+            print(f"{name}: {told}", flush=True)
     return 1 if missed else 0
 
 

@@ -14,7 +14,7 @@ from tests.simulator.audit import breaches
 from tests.simulator.world import World
 
 LIVES = 10
-REQUESTS = 10
+REQUESTS = 16
 SHOWN_MAX = 20
 BREACH = 3
 """Exit code of --until-breach: not to be confused with a Python that could not begin."""
@@ -27,6 +27,8 @@ class Outcome(NamedTuple):
     requests: int
     crashes: int
     power_losses: int
+    clock_jumps: int
+    joined: int
     fired: dict[str, int]
     breaches: list[str]
 
@@ -36,7 +38,14 @@ def run_world(seed: int) -> Outcome:
     world = World(seed, lives=LIVES, requests=REQUESTS)
     ledger = world.run()
     return Outcome(
-        seed, ledger.requests, ledger.crashes, ledger.power_losses, world.faults.fired, breaches(world)
+        seed=seed,
+        requests=ledger.requests,
+        crashes=ledger.crashes,
+        power_losses=ledger.power_losses,
+        clock_jumps=ledger.clock_jumps,
+        joined=ledger.joined,
+        fired=world.faults.fired,
+        breaches=breaches(world),
     )
 
 
@@ -45,6 +54,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.worlds = self.requests = self.crashes = self.power_losses = 0
+        self.clock_jumps = self.joined = 0
         self.fired: Counter[str] = Counter()
         self.breaches: list[str] = []
 
@@ -53,6 +63,8 @@ class Totals:
         self.requests += outcome.requests
         self.crashes += outcome.crashes
         self.power_losses += outcome.power_losses
+        self.clock_jumps += outcome.clock_jumps
+        self.joined += outcome.joined
         self.fired.update(outcome.fired)
         self.breaches += [f"seed {outcome.seed}: {breach}" for breach in outcome.breaches]
 
@@ -60,7 +72,8 @@ class Totals:
         faults = ", ".join(f"{count:,} x {what}" for what, count in sorted(self.fired.items()))
         return (
             f"{self.worlds:,} worlds, {self.requests:,} requests, {self.crashes:,} crashes, "
-            f"{self.power_losses:,} power losses; {faults}"
+            f"{self.power_losses:,} power losses, {self.clock_jumps:,} clock jumps, "
+            f"{self.joined:,} second writers; {faults}"
         )
 
 
@@ -84,7 +97,7 @@ def _until_breach(first: int, count: int) -> int:
         except Exception as fault:  # noqa: BLE001  # a planted bug may break anything; that is caught, too
             found = [f"{type(fault).__name__}: {fault}"]
         if found:
-            print(f"seed {seed}, world {seed - first + 1}: {found[0]}")
+            print(f"{seed}: {found[0]}")
             return BREACH
     return 0
 

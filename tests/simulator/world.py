@@ -43,6 +43,8 @@ from tests.simulator.parties import PATHS, Client, Collector, Ledger, Provider, 
 ROOT = Path("/sim")
 STALL_S = 20.0
 """A life takes milliseconds; one that takes this long waits for something that will not happen."""
+STEPS_MAX = 200
+"""Steps of the shipper that deliver any world; each one delivers up to fifty batches."""
 HOUR_NS = 3600 * 10**9
 MORNING_S = 1_800_000_000
 """Eight o'clock, UTC."""
@@ -108,7 +110,7 @@ class World(Surroundings):
         self.lives = lives
         self.requests = requests
         self.durability: Durability = self.rng.choice(("group", "group", "strict", "process"))
-        self.faults.dooms = self.durability != "process"
+        self.faults.dooms = self.promises = self.durability != "process"
         self.now_ns = self.rng.choice((MORNING_S, EVENING_S)) * 10**9
         self.monotonic_ns = 10**9
         self.ids = itertools.count(1)
@@ -118,7 +120,8 @@ class World(Surroundings):
         for _ in range(self.lives):
             self.faulty = True
             self.faults.error_rate = self.rng.choice((0.0, 0.0, 0.003, 0.03))
-            self._live(self.rng.randrange(1, 20 * self.requests), self.requests)
+            soon = self.rng.random() < 0.3  # while it recovers
+            self._live(self.rng.randrange(1, 40 if soon else 20 * self.requests), self.requests)
             self.ledger.crashes += self.disk.dead
             if self.durability != "process" and self.rng.random() < 0.4:
                 self._lose_power()
@@ -208,7 +211,9 @@ class World(Surroundings):
             if turn == joins_at:
                 await self._join(workers)
             if self.faults.error_rate and rng.random() < 0.03:
-                self.faults.fill(rng.randrange(400))
+                self.faults.fill(rng.randrange(rng.choice((10, 30, 100, 400))))
+            if rng.random() < 0.3:
+                self.now_ns += rng.randrange(5 * 10**9)  # a quiet while: a writer tries its disk again
             running.add(asyncio.ensure_future(self._request(rng.choice(workers).stages)))
             await self.pause()
             if len(running) >= 8 or rng.random() < 0.3:
@@ -226,11 +231,14 @@ class World(Surroundings):
             if not self.faulty:
                 worker.writer.tend()
                 await worker.writer.durable(worker.writer.number)
+            if worker.writer.open_intents:
+                self.ledger.broken.append(f"{worker.writer.name}: an intent stays open, and nobody serves it")
             worker.writer.close()
         if self.faulty:
             return
-        for _ in range(200):
-            _quietly(shipper.step)
+        for _ in range(STEPS_MAX):
+            if shipper.step() > 0:
+                break  # all is delivered
         assert not Reader(ROOT, Cursor(ROOT / "cursors" / "otlp.json", disk), disk).pending_bytes()
 
     async def _worker(self, index: int) -> Worker:
@@ -243,7 +251,7 @@ class World(Surroundings):
             now_ns=self.wall_ns,
             segment_id=lambda: f"{rng.getrandbits(128):032x}",
             durability=self.durability,
-            bounds=Bounds(segment_bytes_max=rng.choice((20_000, 200_000)), free_bytes_min=1),
+            bounds=Bounds(segment_bytes_max=rng.choice((6_000, 20_000, 200_000)), free_bytes_min=1),
             files=disk,
             syncer=lambda files, done: SimSyncer(files, done, rng),
         )
