@@ -417,7 +417,7 @@ async def test_a_stream_that_is_not_drained_is_billed_with_what_came(why: str) -
 async def test_no_estimate_is_above_what_the_model_can_do(
     max_tokens: int | None, context_window: int | None
 ) -> None:
-    world = World(*[CONTENT] * 50, stream=True)
+    world = World(*[CONTENT.replace(b"hi", b"a long word " * 10)] * 5, stream=True)
     world.max_tokens, world.context_window = max_tokens, context_window
     await world.serving().serve()
     usage = world.bills[0].reply.usage

@@ -57,6 +57,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         estimate: which counts are estimated, None where all were reported.
         others: tokens of other models inside this reply, charged at those models' rates.
         qualifiers: what else the reply states that decides its rates, by name: `speed`, `inference_geo`.
+        running: reported while the reply went on, and its end never came: the output is the least there was.
     """
 
     counts: dict[str, int]
@@ -67,6 +68,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     estimate: Estimate | None = None
     others: tuple[OtherUsage, ...] = ()
     qualifiers: dict[str, str] = {}
+    running: bool = False
 
     def __post_init__(self) -> None:
         for counts in (self.counts, *[other.counts for other in self.others]):

@@ -2,11 +2,13 @@
 
 Output: counted by a tokenizer where the text is at hand; of a stream only the beginning is, and the rest is
 taken to be like it. Without a tokenizer four bytes of text make a token, and no piece of a stream has less
-than one. At least one token was made for any text, and at most one for each byte: no byte-level tokenizer
-makes more. Tokens that were never sent, such as hidden reasoning, cannot be seen and are in no bound.
+than one. At least one token was made for any text, and at most one for each byte, as byte-level tokenizers
+go, besides a few that have no text. Tokens that were never sent, such as hidden reasoning, cannot be seen and
+are in no bound.
 
 Input: four bytes of the request's body make a token, its attachments left out, and an image counts as
-IMAGE_TOKENS. What the provider did report, it reported: only what is missing is estimated.
+IMAGE_TOKENS. What the provider did report, it reported: only what is missing is estimated, and what it
+reported while the reply went on is the least there was. `docs/estimates.md` has the measured error.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ from gateway.core.usage import Estimate, Usage
 
 METHOD: Final = "bytes_per_token_4"
 BYTES_PER_TOKEN: Final = 4
+TOKEN_BYTES_MAX: Final = 128
+"""The longest token of the published vocabularies: a run of spaces."""
+TOOL_CALL_TOKENS: Final = 20
+"""What a tool call has beside the text of its name and arguments: the median of recorded replies."""
+FORM_TOKENS_MAX: Final = 64
+"""Tokens that have no text: the end of a turn, and around each tool call its form."""
 IMAGE_TOKENS: Final = 1_000
 """An image of a megapixel is 765 tokens to one provider and 1,334 to another."""
 IMAGE_TOKENS_MAX: Final = 20_000
@@ -54,27 +62,44 @@ def with_estimate(
     """
     reported = reply.usage
     counts = {} if reported is None else dict(reported.counts)
-    if "input" in counts and "output" in counts:
+    running = reported is not None and reported.running
+    if "input" in counts and "output" in counts and not running:
         return reply
     if reply.seen is None and "input" not in counts:
         return reply
     bounds: dict[str, tuple[int, int]] = {}
     method = METHOD
-    if "output" not in counts:
+    if "output" not in counts or running:
         units, least, most = _output(reply)
         if output is not None:
-            units, most, method = output.tokens, max(most, output.tokens), output.method
-        asked = call.max_tokens * call.choices if call.max_tokens else None
-        limit = _least_of(asked, None if context_window is None else context_window * call.choices)
-        counts["output"], bounds["output"] = _within(units, least, most, limit)
+            units = output.tokens + _form_tokens(reply)
+            most, method = max(most, units), output.method
+        units, bounds["output"] = _within(units, least, most, _output_limit(call, reply, context_window))
+        said = counts.get("output", 0)  # of a reply that went on: no less than that
+        counts["output"] = max(units, said)
+        bounds["output"] = (max(bounds["output"][0], said), max(bounds["output"][1], said))
     if "input" not in counts:
         units, least, most = _input(call)
         counts["input"], bounds["input"] = _within(units, least, most, context_window)
     estimate = Estimate(method=method, bounds=bounds)
     usage = Usage(counts=counts) if reported is None else reported
-    return msgspec.structs.replace(
-        reply, usage=msgspec.structs.replace(usage, counts=counts, source="estimated", estimate=estimate)
+    usage = msgspec.structs.replace(
+        usage, counts=counts, source="estimated", estimate=estimate, running=False
     )
+    return msgspec.structs.replace(reply, usage=usage)
+
+
+def _output_limit(call: Call, reply: Reply, context_window: int | None) -> int | None:
+    """Return the most output there can have been: what was asked for, or what the model can do.
+
+    What was asked for is the caller's word, and not every provider keeps to it: where more came than that, it
+    bounds nothing.
+    """
+    asked = call.max_tokens * call.choices if call.max_tokens else None
+    if asked is not None and reply.seen is not None:
+        proven = max(reply.seen.events, -(-reply.seen.text_bytes // TOKEN_BYTES_MAX))
+        asked = None if proven > asked else asked
+    return _least_of(asked, None if context_window is None else context_window * call.choices)
 
 
 def _output(reply: Reply) -> tuple[int, int, int]:
@@ -82,17 +107,24 @@ def _output(reply: Reply) -> tuple[int, int, int]:
     if reply.seen is None:
         return 0, 0, 0
     events, text = reply.seen.events, reply.seen.text_bytes
-    units = max(-(-text // BYTES_PER_TOKEN), events)
-    return units, 1, max(text, units)
+    units = max(-(-text // BYTES_PER_TOKEN), events) + _form_tokens(reply)
+    calls = reply.output_summary.get("tool_calls", 0)
+    return units, 1, max(text, units) + (1 + calls) * FORM_TOKENS_MAX
+
+
+def _form_tokens(reply: Reply) -> int:
+    """Return the tokens of tool calls that are no text."""
+    return reply.output_summary.get("tool_calls", 0) * TOOL_CALL_TOKENS
 
 
 def _input(call: Call) -> tuple[int, int, int]:
     """Return (units, least, most) of the input that was sent."""
     summary = call.input_summary
-    text = max(0, summary.get("bytes", 0) - summary.get("attachment_bytes", 0))
+    attached = summary.get("attachment_bytes", 0)
+    text = max(0, summary.get("bytes", 0) - attached)
     images = summary.get("images", 0)
     units = -(-text // BYTES_PER_TOKEN) + images * IMAGE_TOKENS
-    return max(units, 1), 1, max(text, 1) + images * IMAGE_TOKENS_MAX
+    return max(units, 1), 1, max(text, 1) + attached + images * IMAGE_TOKENS_MAX
 
 
 def _within(units: int, least: int, most: int, limit: int | None) -> tuple[int, tuple[int, int]]:

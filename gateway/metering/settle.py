@@ -80,8 +80,8 @@ def drained(reply: Reply) -> Reply:
 
 
 def metered(usage: Usage | None) -> bool:
-    """Say whether usage is enough to bill: both sides of the exchange, or what the provider says it cost."""
-    return usage is not None and "input" in usage.counts and "output" in usage.counts
+    """Say whether usage is enough to bill: both sides of the exchange, and none of a part only."""
+    return usage is not None and "input" in usage.counts and "output" in usage.counts and not usage.running
 
 
 def bill_status(ending: Ending, usage: Usage | None, charge: Charge | None) -> BillStatus:

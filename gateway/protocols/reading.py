@@ -26,7 +26,7 @@ _any_decoder: Final = msgspec.json.Decoder(float_hook=Decimal)
 _COST_DIGITS_MAX: Final = 40
 _INT_DIGITS_MAX: Final = 400
 """Far above any count, far below what Python refuses to convert."""
-_MEMBER_BYTES_MIN: Final = len('"model":1,')
+_MEMBER_BYTES_MIN: Final = len('"n":1,')
 """No member that `unique_members` is asked about can be shorter."""
 _ATTACHMENT: Final = re.compile(rb"[A-Za-z0-9+/]{256,}")
 """A run of base64 that is too long for a word."""

@@ -27,6 +27,8 @@ SKIMS_MAX: Final = 8
 
 LOOKS_MAX: Final = 8
 """Events that are read at the start of a stream to learn how many bytes one has beside its text."""
+LEARNED_FROM: Final = 3
+"""Events with text that teach it: the first one is often longer than the others, by a role or a name."""
 
 SAMPLE_BYTES: Final = 16 * 1024
 """How much of a stream's beginning is kept, with the read that passes it, for a tokenizer to learn from."""
@@ -67,6 +69,7 @@ class EventMeter:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._looks = LOOKS_MAX
+        self._lessons = LEARNED_FROM
         self._wrapping: int | None = None  # fewest bytes that an event with text has beside its text
         self._other_events = 0  # events without content
         self._other_bytes = 0
@@ -95,9 +98,14 @@ class EventMeter:
         text = "".join([self.said_in(value) for value in events if isinstance(value, dict)])
         return Said(text=text, bytes=self._sample_bytes, of=self.fed) if text else None
 
+    @property
+    def pieces(self) -> int:
+        """How many events came that are not known to be without content."""
+        return self.events - self._other_events
+
     def seen(self) -> Seen | None:
         """Return how much content came, without having looked at each event: a close upper figure."""
-        events = self.events - self._other_events
+        events = self.pieces
         if events <= 0:
             return None
         text = self.fed - self._other_bytes - events * (self._wrapping or 0)
@@ -105,18 +113,18 @@ class EventMeter:
 
     def _note(self, event: bytes, text_bytes: int) -> None:
         """Note an event that was read: how much text it holds, 0 for none."""
-        if self._wrapping is None:
-            self._looks -= 1
+        self._looks -= 1
         if text_bytes <= 0:
             self._other_events += 1
             self._other_bytes += len(event)
             return
+        self._lessons -= 1
         wrapping = max(len(event) - text_bytes, 0)
         self._wrapping = wrapping if self._wrapping is None else min(self._wrapping, wrapping)
 
     @property
     def _learning(self) -> bool:
-        return self._wrapping is None and self._looks > 0
+        return self._lessons > 0 and self._looks > 0
 
     def feed(self, data: bytes) -> bytes:
         """Return what may be released now.

@@ -311,8 +311,8 @@ def test_no_file_of_settings_breaks_the_loader(tmp_path: Path) -> None:
         try:
             settings = load_settings({"SPANBILL_CONFIG": str(file)})
         except SettingsError as refusal:
-            told = [line.rpartition("): ")[2] for line in str(refusal).splitlines()]  # behind a setting's name
-            assert "sk-" not in "".join(told)
+            behind_names = [line.rpartition("): ")[2] for line in str(refusal).splitlines()]
+            assert "sk-" not in "".join(behind_names)
             return
         loaded += 1
         assert isinstance(settings, Settings)

@@ -30,6 +30,9 @@ DIALECTS = [
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 
 
+TOOL_USE = b'{"type":"tool_use","name":"f","input":{"a":["b",1.5,7]}},'
+
+
 def streams(wire: Wire) -> list[bytes]:
     base = [
         wire.stream(), wire.stream(None), wire.stream() * 2, wire.stream().replace(b"\n", b"\r\n"),
@@ -85,6 +88,8 @@ def metered(
     meter = door.stream_meter(request, dialect)
     released = b"".join([meter.feed(piece) for piece in pieces])
     tail = meter.finish()
+    said = meter.said()
+    assert said is None or (said.text and 0 < said.bytes <= said.of)
     return released, tail.held, tail.reply
 
 
@@ -191,6 +196,9 @@ def test_no_reply_breaks_a_reader(wire: Wire) -> None:
         wire.whole(usage + ',"cost":0.25,"cost_in_usd_ticks":7,"service_tier":"flex"}'),
         wire.whole(usage + ',"cache_creation":{"ephemeral_5m_input_tokens":1}}'),
         wire.whole(usage + ',"iterations":[{"input_tokens":1,"output_tokens":2}]}'),
+        wire.whole().replace(b'{"type":"text",', TOOL_USE + b'{"type":"text",'),
+        wire.whole().replace(b'"content":"hi"', b'"content":[{"text":"a"},{"thinking":[{"text":"b"}]}],'
+                             b'"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]'),
     ]  # fmt: skip
     with_usage = 0
 
@@ -201,6 +209,8 @@ def test_no_reply_breaks_a_reader(wire: Wire) -> None:
             reply = door.read_reply(status, body, chance.choice(DIALECTS))
             assert_reply(reply)
             assert status == 200 or reply.usage is None, "an error body is never billed"
+        said = door.said(body)
+        assert said is None or (said.text and said.bytes == said.of == len(body))
         with_usage += door.read_reply(200, body, Dialect()).usage is not None
 
     assert fuzz(check) >= INPUTS

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gateway.core.exchange import Call, Identity, Reply, Said, Seen
-from gateway.metering.estimate import Counted, counted, with_estimate
+from gateway.metering.estimate import FORM_TOKENS_MAX, Counted, counted, with_estimate
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.base import Dialect, Request
 from gateway.protocols.sse import SAMPLE_BYTES
@@ -58,7 +58,7 @@ def test_the_estimate_names_the_method_and_stays_within_what_was_asked_for() -> 
     assert found is not None
     assert found.estimate is not None
     assert (found.counts["output"], found.estimate.method) == (300, "t")
-    assert found.estimate.bounds["output"] == (1, 1000)
+    assert found.estimate.bounds["output"] == (1, 1000 + FORM_TOKENS_MAX)
     bounded = with_estimate(a_call(max_tokens=50), reply, None, Counted(tokens=300, method="t")).usage
     assert bounded is not None
     assert bounded.counts["output"] == 50

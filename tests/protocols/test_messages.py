@@ -278,3 +278,12 @@ def test_the_official_sdk_raises_on_an_error_event() -> None:
             assert next(events).type == "content_block_delta"
             with pytest.raises(anthropic.APIStatusError, match="cut off"):
                 next(events)
+
+
+def test_a_tools_input_that_no_json_can_hold_loses_no_usage() -> None:
+    body = b'{"content":[{"type":"tool_use","name":"f","input":{"a":"\\ud800"}}],"usage":%s}' % (
+        b'{"input_tokens":3,"output_tokens":2}'
+    )
+    reply = PROTOCOLS["/v1/messages"].read_reply(200, body, Dialect())
+    assert reply.usage is not None
+    assert reply.usage.counts == {"input": 3, "output": 2}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.core.errors import UpstreamError
 from gateway.protocols import PROTOCOLS, sse
 from gateway.protocols.base import Dialect, Protocol, Request
-from gateway.protocols.sse import payload_of
+from gateway.protocols.sse import LEARNED_FROM, payload_of
 
 CHAT = PROTOCOLS["/v1/chat/completions"]
 MESSAGES = PROTOCOLS["/v1/messages"]
@@ -124,7 +124,8 @@ def test_a_read_without_interest_passes_as_the_same_object() -> None:
         ),
     ):
         meter = door.stream_meter(UNASKED, Dialect())
-        meter.feed(first)
+        for read in (first, *[event] * LEARNED_FROM):
+            meter.feed(read)
         for read in (event, event * 32):
             assert meter.feed(read) is read
 

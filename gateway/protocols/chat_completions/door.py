@@ -36,7 +36,9 @@ class ChatCompletions:
 
     def stream_meter(self, request_: Request, dialect: Dialect) -> ChatMeter:
         """Return a meter for one stream."""
-        return ChatMeter(dialect, hide_usage=request.asks_for_usage(request_, dialect))
+        return ChatMeter(
+            dialect, hide_usage=request.asks_for_usage(request_, dialect), choices=request_.choices
+        )
 
     def error_body(self, error: SpanbillError) -> bytes:
         """Return an error of ours as a body."""

@@ -100,7 +100,10 @@ def _text_of(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):  # content in parts
-        return "".join([_text_of(part.get("text")) for part in value if isinstance(part, dict)])
+        parts = [part for part in value if isinstance(part, dict)]
+        thoughts = [part["thinking"] for part in parts if isinstance(part.get("thinking"), list)]
+        parts += [part for thought in thoughts for part in thought if isinstance(part, dict)]  # Mistral
+        return "".join([text for part in parts if isinstance(text := part.get("text"), str)])
     return ""
 
 

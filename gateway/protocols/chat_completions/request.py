@@ -17,9 +17,11 @@ from gateway.protocols.reading import (
     text,
 )
 
-_ONCE: Final = (b'"model"', b'"stream"', b'"stream_options"', b'"max_tokens"', b'"max_completion_tokens"')
+_ONCE: Final = (
+    b'"model"', b'"stream"', b'"stream_options"', b'"max_tokens"', b'"max_completion_tokens"', b'"n"',
+)  # fmt: skip
 CHOICES_MAX: Final = 10_000
-"""No provider makes so many answers to one request; a larger `n` is left to it to refuse."""
+"""No provider makes so many answers to one request; a larger or odd `n` is left to it to refuse."""
 _ASK: Final = b'"stream_options":{"include_usage":true},'
 
 
@@ -61,9 +63,16 @@ def read(body: bytes) -> Request:
         usage_requested=facts.stream_options is not None and facts.stream_options.include_usage is True,
         max_tokens=max_tokens,
         user=text(facts.safety_identifier) or text(facts.user),
-        choices=facts.n if type(facts.n) is int and 0 < facts.n <= CHOICES_MAX else 1,
+        choices=_choices(facts.n),
         summary=summary_of(body, messages=facts.messages, tools=facts.tools, images=images),
     )
+
+
+def _choices(n: object) -> int:
+    """Return how many answers are asked for; what a lenient provider may read as many counts as many."""
+    if n is None:
+        return 1
+    return n if type(n) is int and 0 < n <= CHOICES_MAX else CHOICES_MAX
 
 
 def asks_for_usage(request: Request, dialect: Dialect) -> bool:

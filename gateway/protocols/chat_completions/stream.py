@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from gateway.core.exchange import Reply
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
@@ -19,8 +21,9 @@ from gateway.protocols.sse import DROP, END, PASS, EventMeter, interest, payload
 class ChatMeter(EventMeter):
     """See `gateway.protocols.base.StreamMeter`."""
 
-    def __init__(self, dialect: Dialect, *, hide_usage: bool) -> None:
+    def __init__(self, dialect: Dialect, *, hide_usage: bool, choices: int = 1) -> None:
         super().__init__()
+        self._choices = min(choices, FINISH_REASONS_MAX)
         self._dialect = dialect
         self._hide_usage = hide_usage
         self._known = False  # a first chunk was read, and with it how this provider writes JSON
@@ -29,6 +32,7 @@ class ChatMeter(EventMeter):
         self._model: str | None = None
         self._finish: list[str] = []
         self._usage: Usage | None = None
+        self._usage_at: int | None = None  # pieces of content up to it; None if more was to come
         self._tier: object = None
         self._error: str | None = None
         self._tool_calls = 0
@@ -89,6 +93,8 @@ class ChatMeter(EventMeter):
         if usage is None:
             return PASS
         self._usage = usage
+        closing = not choices or len(self._finish) >= self._choices
+        self._usage_at = self.pieces if closing else None
         return DROP if self._hide_usage and not choices and not chunk.get("error") else PASS
 
     def _on_choice(self, choice: dict[str, Any]) -> None:
@@ -103,6 +109,9 @@ class ChatMeter(EventMeter):
 
     def reply(self) -> Reply:
         """Return what the stream amounted to."""
+        usage = self._usage
+        if usage is not None and not self.ended and self.pieces != self._usage_at:
+            usage = msgspec.structs.replace(usage, running=True)
         summary = {"events": self.events, "bytes": self.fed}
         if self._tool_calls:
             summary["tool_calls"] = self._tool_calls
@@ -110,7 +119,7 @@ class ChatMeter(EventMeter):
             response_id=self._id,
             response_model=self._model,
             finish_reasons=tuple(self._finish),
-            usage=self._usage,
+            usage=usage,
             complete=self.ended,
             error_type=self._error,
             output_summary=summary,

@@ -59,8 +59,16 @@ def said_in(part: object) -> str:
         return ""
     texts = [value for key in _SAID if isinstance(value := part.get(key), str)]
     if part.get("input"):
-        texts.append(msgspec.json.encode(part["input"]).decode())
+        texts.append(_as_json(part["input"]))
     return "".join(texts)
+
+
+def _as_json(value: object) -> str:
+    """Return a tool's input as text; what no JSON can hold, such as half a surrogate pair, is not counted."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (ValueError, ArithmeticError, RecursionError):
+        return ""
 
 
 def error_type(error: object) -> str:

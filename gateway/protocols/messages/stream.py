@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+import msgspec
+
 from gateway.core.exchange import Reply
 from gateway.protocols.messages.reply import error_type, said_in
 from gateway.protocols.messages.usage import merge, read_usage
@@ -35,6 +37,7 @@ class MessagesMeter(EventMeter):
         self._stop: str | None = None
         self._usage: dict[str, Any] | None = None
         self._output_reported = False
+        self._usage_at = 0  # pieces of content up to the last usage
         self._error: str | None = None
         self._tool_calls = 0
 
@@ -96,10 +99,15 @@ class MessagesMeter(EventMeter):
         usage = value.get("usage")
         if isinstance(usage, dict):
             self._usage = merge(self._usage, usage)
+            self._usage_at = self.pieces
             self._output_reported = self._output_reported or usage.get("output_tokens") is not None
 
     def reply(self) -> Reply:
         """Return what the stream amounted to."""
+        usage = read_usage(self._usage, placeholder_output=not self._output_reported)
+        unfinished = not self.ended and (self._stop is None or self.pieces != self._usage_at)
+        if usage is not None and unfinished and self._output_reported:
+            usage = msgspec.structs.replace(usage, running=True)
         summary = {"events": self.events, "bytes": self.fed}
         if self._tool_calls:
             summary["tool_calls"] = self._tool_calls
@@ -107,7 +115,7 @@ class MessagesMeter(EventMeter):
             response_id=self._id,
             response_model=self._model,
             finish_reasons=(self._stop,) if self._stop else (),
-            usage=read_usage(self._usage, placeholder_output=not self._output_reported),
+            usage=usage,
             complete=self.ended,
             error_type=self._error,
             output_summary=summary,
