@@ -10,7 +10,7 @@ import anthropic
 import openai
 import pytest
 
-from gateway.metering.estimate import FORM_TOKENS_MAX
+from gateway.metering.estimate import FORM_TOKENS_MAX, METHOD
 from tests.gateway_process import KEYS, Gateway, bills_in_journal, journal_lines
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -184,7 +184,10 @@ def test_cache_attributes_are_absent_where_nothing_was_reported(
     assert not [name for name in bill if "cache" in name or "reasoning" in name]
     said = reply.choices[0].message.content
     assert said
-    assert bill["gen_ai.usage.output_tokens"] == -(-len(said.encode()) // 4)
+    if bill["billing.usage.estimate.method"] == METHOD:  # the tokenizer was not there yet
+        assert bill["gen_ai.usage.output_tokens"] == -(-len(said.encode()) // 4)
+    else:
+        assert len(said) // 8 < bill["gen_ai.usage.output_tokens"] < len(said)
     assert bill["billing.usage.estimate.output_tokens_max"] == len(said.encode()) + FORM_TOKENS_MAX
 
 
