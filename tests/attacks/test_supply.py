@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,40 @@ def test_every_locked_requirement_is_pinned_and_hashed(lock: str) -> None:
             line
         )
         assert "://" not in line, "a requirement from an address is outside the registry's hashes"
+
+
+PERMISSIVE = re.compile(r"\b(MIT|BSD|Apache|ISC|ISCL|PSF|CNRI-Python)\b")
+COPYLEFT = re.compile(r"GPL|EUPL|SSPL|BUSL|CC-BY-NC|Commons Clause", re.IGNORECASE)
+OF_FILES_ONLY = {"certifi", "orjson"}
+"""MPL-2.0, unchanged: what is made with them stays under its own licence."""
+
+
+def locked() -> Iterator[importlib.metadata.Distribution]:
+    """Yield what `requirements/runtime.txt` locks and this platform needs."""
+    for line in (ROOT / "requirements" / "runtime.txt").read_text().splitlines():
+        found = re.match(r"([a-z0-9][a-z0-9._-]*)==", line)
+        if found is not None and "win32" not in line.partition(";")[2]:
+            yield importlib.metadata.distribution(found[1])
+
+
+def licence_of(distribution: importlib.metadata.Distribution) -> str:
+    facts = distribution.metadata
+    classifiers = [c for c in facts.get_all("Classifier") or () if c.startswith("License ::")]
+    return " ".join([facts.get("License-Expression") or (facts.get("License") or "")[:60], *classifiers])
+
+
+def test_every_runtime_dependency_has_a_licence_that_leaves_ours_alone() -> None:
+    licences = {found.metadata["Name"]: licence_of(found) for found in locked()}
+    assert len(licences) > 40
+    for name, licence in licences.items():
+        assert PERMISSIVE.search(licence) or name in OF_FILES_ONLY, f"{name}: {licence or 'no licence'}"
+        assert not COPYLEFT.search(licence), f"{name}: {licence}"
+
+
+def test_nothing_that_is_locked_runs_at_the_start_of_python() -> None:
+    files = [str(file) for found in locked() for file in found.files or ()]
+    assert len(files) > 1000
+    assert not [file for file in files if AT_START.search(file) and "/" not in file]
 
 
 def test_everything_that_installs_asks_for_hashes() -> None:
