@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -110,6 +111,27 @@ def attack(gateway: Gateway, chaos: Chaos, wire: Wire) -> list[httpx.Response]:
     return responses
 
 
+def verify(journal: Path, *options: str) -> bytes:
+    """Return what the audit of a folder prints."""
+    command = [sys.executable, "-m", "gateway", "verify", "--journal", str(journal), *filter(None, options)]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=Gateway.clean_environment(), capture_output=True, timeout=60
+    )
+    assert ended.returncode in (0, 1), ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def damaged(journal: Path, to: Path) -> Path:
+    """Copy a journal and spoil each hundredth byte of its bills: what the audit may want to quote."""
+    shutil.copytree(journal, to, dirs_exist_ok=True)
+    for segment in to.glob("2*/*.jsonl"):
+        data = bytearray(segment.read_bytes())
+        for at in range(50, len(data), 1009):
+            data[at] ^= 1
+        segment.write_bytes(data)
+    return to
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> dict[str, bytes]:
     """Run the attack once; return everything that came out of the gateway, by where."""
@@ -131,6 +153,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> dict[str,
         ours = [r for r in responses if r.status_code >= 400 and b"canary-error-text" not in r.content]
         metrics = httpx.get(f"{gateway.url}/metrics").content
         assert gateway.stop() == 0
+    said = [verify(folder / "data" / "journal", "")]
+    said.append(verify(damaged(folder / "data" / "journal", tmp_path_factory.mktemp("damaged")), "--json"))
+    assert b"checksum" in said[1]
     kept = b"".join(
         p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "gateway.log"
     )
@@ -142,6 +167,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> dict[str,
     return {
         "journal and all other files": kept,
         "log": gateway.log().encode(),
+        "what verify says of it": said[0],
+        "what verify says of it once it is damaged": said[1],
         "spans and bills at the Collector": b"".join(sink.kept),
         "metrics": metrics,
         "bodies of our own errors": b"".join(response.content for response in ours),
