@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import random
 import secrets
@@ -64,6 +65,8 @@ from otel.metrics import Metrics, counter, gauge
 from otel.otlp import EndpointError, endpoint_from_env
 from otel.shipper import Shipper
 from otel.traces import Traces, traces_from_env
+
+log = logging.getLogger("spanbill.app")
 
 GC_THRESHOLD: Final = 50_000
 """Allocations between young collections: p99 falls from 36 to 9 ms against the default of 700."""
@@ -310,6 +313,11 @@ def _lifespan(
                 tending.cancel()
                 await _emptied(gate)
                 writer.close()
+                if writer.fault is not None:
+                    log.error(
+                        "bills could not be written; the next start writes them, as interrupted",
+                        extra={"journal": str(directory), "why": writer.fault},
+                    )
                 if remover is not None:
                     remover.stop(STOP_REMOVING_S)
                 if shipper is not None:

@@ -256,12 +256,16 @@ class World:
 
     def check(self) -> None:
         """Each call has its bill, each served request a final one, and the auditor finds nothing."""
-        report = audit_folder(self.folder, strict=True)
-        assert report.complete, report.findings
-        assert report.intact, report.findings
+        check_sound(self.folder)
         found = bills(self.folder)
         assert {found[id_]["billing.status"] for id_ in self.served} == {"final"}
         assert sum(bill["billing.attempts"] for bill in found.values()) == self.provider.calls
+
+
+def check_sound(folder: Path) -> None:
+    report = audit_folder(folder, strict=True)
+    assert report.complete, report.findings
+    assert report.intact, report.findings
 
 
 @asynccontextmanager
@@ -412,6 +416,28 @@ async def test_a_bill_whose_sync_fails_once_is_written_again_the_same_and_its_ca
     world.check()
     report = audit_folder(tmp_path)
     assert report.facts.again > 0, "nothing was written twice"
+
+
+async def test_stopped_on_a_broken_disk_a_gateway_says_that_its_next_start_owes_bills(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with living(tmp_path) as world:
+        open_ = world.ask("chat_completions", stream=True)
+        stream = await world.provider.stream()
+        stream.tell(chat_pieces(1)[0])
+        await open_.until(b"word ")
+        all_fails(world.files)
+        stream.tell(*chat_pieces(0), b"")
+        await open_.done()
+        assert b"[DONE]" not in open_.body
+    assert world.files.fired["write"]
+    (line,) = [line for line in caplog.records if line.name == "spanbill.app"]
+    assert line.levelname == "ERROR"
+    assert line.getMessage() == "bills could not be written; the next start writes them, as interrupted"
+    assert bills(tmp_path) == {}
+    async with living(tmp_path):
+        assert [bill["billing.outcome"] for bill in bills(tmp_path).values()] == ["interrupted"]
+    check_sound(tmp_path)
 
 
 async def test_the_journal_is_closed_when_the_last_request_has_left(tmp_path: Path) -> None:

@@ -233,6 +233,40 @@ def test_a_write_that_is_cut_short_tears_one_line_and_costs_no_bill(
         check_kept(gateway.journal, served, 0, upstream.calls)
 
 
+def test_stopped_on_a_full_disk_the_gateway_goes_and_its_next_start_writes_the_bill(
+    tmp_path: Path, upstream: StreamsQueue
+) -> None:
+    configure(tmp_path, upstream.port)
+    with Gateway(tmp_path) as gateway, Caller(gateway.port) as streaming:
+        served = serve_some(gateway)
+        streaming.ask("messages", stream=True)
+        call = upstream.next_call()
+        call.start()
+        *content, usage, stop = messages_pieces(2)
+        for piece in content:
+            call.send(piece)
+        streaming.read_until(b"word ", 2)
+        squeeze(gateway, 64)
+        refusals(gateway, 1)
+        call.send(usage + stop)
+        call.end()
+        assert b'"message_stop"' not in streaming.read_to_end(), "reported as complete without a bill"
+        assert says_unwritable(gateway)
+        owed = request_id(streaming.received)
+        assert gateway.stop() == 0
+        assert owed not in bills(gateway.journal), "the fault did not fire"
+        assert owed in intents(gateway.journal)
+        assert "Traceback" not in gateway.log()
+    with Gateway(tmp_path) as gateway:
+        assert bills(gateway.journal)[owed]["billing.outcome"] == "interrupted"
+        served |= serve_some(gateway)
+        assert gateway.stop() == 0
+        found = bills(gateway.journal)
+        assert {found[record_id]["billing.status"] for record_id in served} == {"final"}
+        assert intents(gateway.journal) == set(found)
+        check_sound(gateway.journal)
+
+
 # a small file system of its own
 
 
