@@ -180,18 +180,30 @@ class Serving:
             self._status = fault.status
             await self._record_fault(lane, fault, Reply())
             raise
-        reply = admitted.protocol.read_reply(upstream.status, body, lane.dialect)
+        reply, said = self._read_reply(lane, upstream, body)
         gone = caller.why if caller.left() else None
         if gone is not None:
             reply = drained(reply)
         ending = ending_of_reply(upstream.status, reply, billable=admitted.protocol.billable, gone=gone)
-        exchange, sequence = self._settle(lane, ending, reply, lambda: admitted.protocol.said(body))
+        exchange, sequence = self._settle(lane, ending, reply, said)
         await self._stages.recorder.durable(sequence)
         await caller.start(
             upstream.status,
             reply_headers(upstream.headers, admitted.ids, exchange, content_length=len(body)),
         )
         await caller.body(body, more=False)
+
+    def _read_reply(
+        self, lane: Lane, upstream: UpstreamReply, body: bytes
+    ) -> tuple[Reply, Callable[[], Said | None]]:
+        """Read a whole reply; a provider that streams unasked is read as it wrote."""
+        protocol = self._admitted.protocol
+        if upstream.status != 200 or not _is_event_stream(upstream.headers):
+            return protocol.read_reply(upstream.status, body, lane.dialect), lambda: protocol.said(body)
+        meter = protocol.stream_meter(self._admitted.request, lane.dialect)
+        with contextlib.suppress(UpstreamError):  # an event that is too large: what came before it counts
+            meter.feed(body)
+        return meter.finish().reply, meter.said
 
     async def _read_whole(self, upstream: UpstreamReply) -> bytes:
         first = await upstream.read()

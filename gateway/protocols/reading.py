@@ -6,6 +6,7 @@ in 0..COUNT_MAX and nothing else: no floats, no booleans, no strings.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from decimal import Decimal
@@ -28,8 +29,10 @@ _INT_DIGITS_MAX: Final = 400
 """Far above any count, far below what Python refuses to convert."""
 _MEMBER_BYTES_MIN: Final = len('"n":1,')
 """No member that `unique_members` is asked about can be shorter."""
-_ATTACHMENT: Final = re.compile(rb"[A-Za-z0-9+/]{256,}")
-"""A run of base64 that is too long for a word."""
+_ATTACHMENT: Final = re.compile(rb"[^A-Za-z0-9+/]([A-Za-z0-9+/]{256,})")
+"""A run of base64 that is too long for a word, from its start: of one too short no later byte is tried."""
+MEMBERS_MAX: Final = 1_000
+"""Top-level members of a request; the protocols know a few dozen."""
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
 _top_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -170,18 +173,19 @@ def summary_of(
     if images:
         summary["images"] = images
     if b"base64" in body:
-        attached = sum([len(found[0]) for found in _ATTACHMENT.finditer(body)])
+        attached = sum([len(found[1]) for found in _ATTACHMENT.finditer(body)])
         if attached:
             summary["attachment_bytes"] = attached
     return summary
 
 
 def unique_members(body: bytes, keys: tuple[bytes, ...]) -> None:
-    """Refuse a body that names one of `keys` (with quotes) twice at its top level.
+    """Refuse a body that names one of `keys` (with quotes) twice at its top level, or in another case.
 
     Two parsers may read such a body differently: the gateway would bill one model and the provider serve
-    another. Counting bytes clears nearly every body, that of the parts against the whole first: it is the
-    cheapest and allows for little white space; only what looks odd is parsed in full.
+    another. Some, Go's own among them, take `Stream` for `stream`, and a long s for an s. Counting bytes
+    clears nearly every body of doubles, that of the parts against the whole first: it is the cheapest and
+    allows for little white space; only what looks odd is parsed in full.
 
     Raises:
         CallerError: 400.
@@ -190,13 +194,22 @@ def unique_members(body: bytes, keys: tuple[bytes, ...]) -> None:
         members = _top_decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError) as fault:  # a name that the typed decoder read over
         raise not_json() from fault
+    if len(members) > MEMBERS_MAX:
+        raise CallerError(
+            "too_many_members", f"the body has more than {MEMBERS_MAX} members at its top level", status=400
+        )
+    known_names = _names(keys)
+    for name in members:
+        if name not in known_names and name.casefold() in known_names:
+            meant = name.casefold()
+            message = f"the body spells {meant!r} in another way; write it exactly so"
+            raise CallerError("misspelt_member", message, status=400, param=meant)
     # The bytes of all members, each with two quotes, colon and comma; a member that was read over is missing.
     known = sum([len(name) + len(value) + 4 for name, value in members.items()]) + 1
     if len(body) - known < _MEMBER_BYTES_MIN:
         return
     if all(body.count(key) <= 1 for key in keys) and not may_escape_a_name(body):
         return
-    names = {key.strip(b'"').decode() for key in keys}
     try:
         pairs = json.loads(body, object_pairs_hook=tuple)  # an object as its pairs, in order
     except (ValueError, RecursionError) as fault:
@@ -205,8 +218,13 @@ def unique_members(body: bytes, keys: tuple[bytes, ...]) -> None:
     for name, _ in pairs:
         if name in seen:
             raise CallerError("duplicate_member", f"the body names {name!r} twice", status=400, param=name)
-        if name in names:
+        if name in known_names:
             seen.add(name)
+
+
+@functools.cache
+def _names(keys: tuple[bytes, ...]) -> frozenset[str]:
+    return frozenset([key.strip(b'"').decode() for key in keys])
 
 
 def may_escape_a_name(body: bytes) -> bool:

@@ -173,6 +173,46 @@ async def test_a_member_named_twice_is_refused(twice: bytes, wire: Wire, gateway
 
 
 @BOTH
+@pytest.mark.parametrize(
+    "alike", ['"Stream":false', '"\u017ftream":false', '"MODEL":"x"', '"Max_Tokens":1', '"\\u004dodel":"x"']
+)
+async def test_a_member_that_some_parsers_take_for_another_is_refused(
+    alike: str, wire: Wire, gateway: Attacked
+) -> None:
+    """Go's own parser ignores case: it would stream what the gateway takes for a whole reply."""
+    body = fine(wire, stream=True)
+    error = await refused(gateway, wire, body[:-1] + b"," + alike.encode() + b"}", 400)
+    assert "in another way" in error["message"]
+
+
+@BOTH
+async def test_members_without_end_are_refused(wire: Wire, gateway: Attacked) -> None:
+    crowd = {f"m{number}": 1 for number in range(2000)}
+    error = await refused(gateway, wire, fine(wire, **crowd), 400)
+    assert "members" in error["message"]
+
+
+async def test_the_question_for_usage_is_asked_once_and_last(gateway: Attacked) -> None:
+    options = {"Include_Usage": False, "x": 1, "include_usage": False, "INCLUDE_USAGE": False}
+    await gateway.ask(CHAT, fine(CHAT, stream=True, stream_options=options))
+    sent = json.loads(gateway.chaos.calls[-1].body)["stream_options"]
+    assert list(sent.items()) == [("x", 1), ("include_usage", True)]
+
+
+@BOTH
+@pytest.mark.parametrize("usage", ["default", None], ids=["with usage", "without"])
+async def test_a_provider_that_streams_unasked_is_billed_all_the_same(
+    usage: str | None, wire: Wire, gateway: Attacked
+) -> None:
+    name = gateway.chaos.script(f"chaos-unasked-{wire.name}-{usage}", *streamed(wire.stream(usage)))
+    answer = await gateway.ask(wire, wire.request(name, stream=False))
+    assert (answer.status, answer.body) == (200, wire.stream(usage))
+    bill = gateway.bill(answer)
+    assert (bill["billing.outcome"], bill["billing.status"]) == ("ok", "final" if usage else "estimated")
+    assert bill["billing.cost.usd"] != "0"
+
+
+@BOTH
 async def test_a_reply_from_a_model_without_a_price_has_no_cost(wire: Wire, gateway: Attacked) -> None:
     reply = wire.whole().replace(b'"model":"chaos"', b'"model":"chaos-of-another-kind"')
     name = gateway.chaos.script(f"chaos-unpriced-{wire.name}", sized(reply))

@@ -96,6 +96,9 @@ def malice(pattern: re.Pattern[Any]) -> Iterator[Any]:
     ]
     atoms += re.findall(r"[A-Za-z0-9_:=/-]{2,}", source)
     atoms += ["event: a", "event: ", "12345 words", "sim-err-4", "-2024010"]
+    atoms += [
+        letter * (int(count) - 1) + "-" for count in re.findall(r"\{(\d{2,})", source) for letter in "a0"
+    ]
     for atom in atoms:
         run = atom * (SIZE // len(atom))
         for text in (

@@ -94,7 +94,8 @@ def upstream_body(body: bytes, request: Request, *, model: str, dialect: Dialect
 
 
 def _with_usage(body: bytes) -> bytes:
-    options = msgspec.json.decode(body, type=_AnyOptions).stream_options or {}
+    given = msgspec.json.decode(body, type=_AnyOptions).stream_options or {}
+    options = {name: value for name, value in given.items() if name.casefold() != "include_usage"}
     return msgspec.json.encode({**options, "include_usage": msgspec.Raw(b"true")})
 
 
