@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from gateway.settings import (
 )
 from tests.attacks.chaos import Chaos
 from tests.attacks.wires import MODEL, Wire
-from tests.gateway_process import bills_in_journal, journal_lines
+from tests.gateway_process import attributes, spans_in
 
 KEY = "sk-attack-0001"
 PROVIDER_KEY = "sk-provider-secret-0001"
@@ -90,6 +91,9 @@ class Attacked:
         self.app = app
         self.chaos = chaos
         self.journal = journal
+        self._offsets: dict[Path, int] = {}
+        self._bills: dict[str, dict[str, Any]] = {}
+        self._intents = 0
 
     async def ask(
         self,
@@ -142,12 +146,30 @@ class Attacked:
 
     def bill(self, answer: Answer) -> dict[str, Any]:
         """Return the one bill of an answer, which must be honest whatever happened."""
-        bill = bills_in_journal(self.journal)[answer.request_id]  # which checks that no bill stands twice
+        self._read_on()
+        bill = self._bills[answer.request_id]
         assert_honest(bill)
         return bill
 
     def intents(self) -> int:
-        return sum(line["j"]["k"] == "I" for line in journal_lines(self.journal))
+        self._read_on()
+        return self._intents
+
+    def _read_on(self) -> None:
+        """Read what the journal has beyond the last look; no bill may stand twice."""
+        for segment in sorted(self.journal.glob("[0-9]*-*/*.jsonl")):
+            with segment.open("rb") as file:
+                file.seek(self._offsets.get(segment, 0))
+                lines = file.readlines()
+                self._offsets[segment] = file.tell()
+            for line in lines:
+                assert line.endswith(b"\n"), "a line is written whole"
+                value = json.loads(line)
+                self._intents += value["j"]["k"] == "I"
+                for span in spans_in(value):
+                    bill = attributes(span)
+                    assert bill["billing.record.id"] not in self._bills
+                    self._bills[bill["billing.record.id"]] = bill
 
 
 def assert_honest(bill: dict[str, Any]) -> None:
