@@ -19,9 +19,9 @@ from gateway.recorder import JournalRecorder
 from otel.journal import Bounds, JournalWriter
 from otel.journal.audit.scan import in_order
 from otel.journal.files import Files
-from otel.journal.lines import chain, encode_line, parse
+from otel.journal.lines import GENESIS, Header, chain, encode_header, encode_line, parse
 from otel.journal.recovery import retire, scan
-from otel.journal.segments import mark_path, segments_in
+from otel.journal.segments import mark_path, segment_path, segments_in
 
 DAY_NS = 86_400 * 10**9
 NOON_NS = 20_000 * DAY_NS + DAY_NS // 2
@@ -301,3 +301,47 @@ def remove(folder: Path, *segments: str) -> None:
             file.write(json.dumps(manifest_line(folder, segment)) + "\n")
     for segment in segments:
         (folder / segment).unlink()
+
+
+def make_backlog(
+    folder: Path, count: int, *, boot: str = "ba", segment_bytes: int = 32 * 1024 * 1024
+) -> None:
+    """Make what a dead gateway left that could not ship: `count` bills of usual size, in sealed segments."""
+    model = 0x7777_7777_7777
+    marks = {f"{model + 1:032x}": "<trace>", f"{model + 1:016x}": "<span>", record_id(model): "<id>"}
+
+    async def write_model() -> None:
+        with Book(folder / "model", "bm") as book:
+            book.intent(model)
+            book.bill(model)
+
+    asyncio.run(write_model())
+    intent, bill = (row.raw[: -CRC_BYTES - 1].decode() for row in rows(folder / "model"))
+    shutil.rmtree(folder / "model")
+    texts = [intent[intent.index('"d":') + 4 : -1], bill[bill.index('"resourceSpans":[') + 17 : -1]]
+    for old, new in marks.items():
+        texts = [text.replace(old, new) for text in texts]
+    assert all(text.count("<") >= 3 for text in texts)
+    previous, number, segment = GENESIS, 0, 0
+    lines: list[bytes] = []
+    size, last = 0, None
+    for index in range(count):
+        name, trace, span = record_id(index), f"{index + 1:032x}", f"{index + 1:016x}"
+        for kind, text in zip("IS", texts, strict=True):
+            body = text.replace("<id>", name).replace("<trace>", trace).replace("<span>", span)
+            if size == 0:
+                segment += 1
+                path = segment_path(folder, NOON_NS, f"{boot}-0", segment)
+                header = Header(
+                    boot=boot, worker=0, segment=segment, previous_segment=last, created_unix_ns=str(NOON_NS)
+                )
+                lines, last = [encode_header("s" * 32, number + 1, previous, header)], path.name
+            number += 1
+            raw = encode_line(kind, name, number, previous, body)  # type: ignore[arg-type]
+            previous = chain(raw)
+            lines.append(raw)
+            size += len(raw)
+        if size > segment_bytes or index == count - 1:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"".join(lines))
+            size = 0

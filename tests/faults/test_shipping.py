@@ -24,7 +24,7 @@ from otel.journal.lines import Damage, lines_in, parse, spans_of
 from otel.journal.reader import Reader
 from otel.journal.segments import segments_in
 from otel.otlp import BACKOFF_FIRST_S, BACKOFF_MAX_S, RETRY_AFTER_MAX_S, Endpoint
-from otel.shipper import RESPONSE_BYTES_MAX, Shipper
+from otel.shipper import BATCHES_A_STEP_MAX, RESPONSE_BYTES_MAX, Shipper
 from tests.faults.collectors import (
     Collector,
     Fault,
@@ -247,6 +247,15 @@ def test_an_endless_answer_is_read_to_a_bound(journal: Path) -> None:
         sender = shipper(journal, collector.url)
         sender.step()
         assert str(RESPONSE_BYTES_MAX) in str(sender.stats.last_error)
+        deliver(sender)
+        audit(journal, collector)
+
+
+def test_a_compressed_answer_is_not_unpacked(journal: Path) -> None:
+    with Collector(bomb) as collector:
+        sender = shipper(journal, collector.url)
+        sender.step()
+        assert sender.stats.last_error == "a compressed answer, which was not asked for"
         deliver(sender)
         audit(journal, collector)
 
@@ -616,7 +625,8 @@ def test_damage_is_told_once_however_often_its_batch_is_sent(journal: Path) -> N
 
 def test_a_shipper_that_is_told_to_stop_delivers_what_is_there(journal: Path) -> None:
     with Collector() as collector:
-        sender = shipper(journal, collector.url)
+        sender = shipper(journal, collector.url, lines_max=1)
+        assert len(bills_of(journal)) > BATCHES_A_STEP_MAX, "one step would do"
         sender.start()
         sender.stop(60)
         assert Counter(map(len, collector.taken.values())) == {1: len(bills_of(journal))}
