@@ -186,14 +186,15 @@ def test_a_real_gateway_removes_what_was_shipped_and_verify_proves_the_rest(tmp_
 
 
 @contextmanager
-def sink(path: Path) -> Iterator[str]:
-    command = [sys.executable, str(ROOT / "tests" / "faults" / "sink.py"), str(path)]
+def sink(log: Path) -> Iterator[str]:
+    """Run a Collector whose log is there when it has ended."""
+    command = [sys.executable, str(ROOT / "tests" / "faults" / "sink.py"), str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
-            process.kill()
+            process.terminate()
 
 
 @pytest.mark.timeout(300)
@@ -201,11 +202,12 @@ def test_a_backlog_is_shipped_faster_than_bills_are_made_and_requests_hardly_wai
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "collector.jsonl"
+    busy = gateway(tmp_path / "busy", "")
+    make_backlog(busy.journal, BACKLOG)
     with sink(log) as url:
-        busy = gateway(tmp_path / "busy", url)
-        make_backlog(busy.journal, BACKLOG)
+        busy.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = url
         with busy:
-            assert wait_until(log.exists, SETTLE_S, 0.01)
+            assert wait_until((busy.journal / "cursors" / "otlp.json").exists, SETTLE_S, 0.01)
             began = time.monotonic()
             beside = asyncio.run(
                 ask(busy.port, connections=4, pause_s=0.02, until=lambda: passed(busy.journal))
@@ -214,9 +216,9 @@ def test_a_backlog_is_shipped_faster_than_bills_are_made_and_requests_hardly_wai
             quiet = asyncio.run(ask(busy.port, connections=4, pause_s=0.02, until=after(2.0)))
             most = asyncio.run(ask(busy.port, connections=32, pause_s=0.0, until=after(2.0)))
             assert busy.stop() == 0
-        report = sound(busy.journal, log)
-        assert report.facts.bills == BACKLOG + len(beside) + len(quiet) + len(most)
-        assert "collector_again" not in report.counts
+    report = sound(busy.journal, log)
+    assert report.facts.bills == BACKLOG + len(beside) + len(quiet) + len(most)
+    assert "collector_again" not in report.counts
     shipped, made = BACKLOG / catching_up_s, len(most) / 2.0
     with capsys.disabled():
         sys.stdout.write(
