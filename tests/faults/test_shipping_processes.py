@@ -35,13 +35,12 @@ HEAD = (
 
 
 def gateway(folder: Path, collector: str, **environment: str) -> Gateway:
-    return Gateway(
-        folder,
-        OTEL_EXPORTER_OTLP_ENDPOINT=collector,
-        OTEL_TRACES_SAMPLER="always_off",
-        SPANBILL_LOGGING__REQUESTS="false",
-        **environment,
-    )
+    usual = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+        "OTEL_TRACES_SAMPLER": "always_off",
+        "SPANBILL_LOGGING__REQUESTS": "false",
+    }
+    return Gateway(folder, **(usual | environment))
 
 
 def passed(journal: Path) -> bool:
@@ -280,3 +279,33 @@ def test_every_bill_is_in_the_real_collectors_log_though_it_and_the_gateway_are_
 
 def missing(journal: Path, log: Path) -> int:
     return audit_folder(journal, logs=Logs(collector=log)).counts.get("collector_missing", 0)
+
+
+# what could never work
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector..local:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=\N{SNOWMAN}"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "no-such-file.pem"),
+    ],
+)
+def test_a_gateway_that_could_never_ship_does_not_start_and_names_the_variable(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    refused = gateway(tmp_path, "https://collector.local:4318", **{variable: value})
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *refused.arguments],
+        cwd=tmp_path,
+        env=refused.whole_environment(),
+        capture_output=True,
+        text=True,
+        timeout=SETTLE_S,
+        check=False,
+    )
+    assert done.returncode == 78, done.stderr
+    assert variable in done.stderr
+    assert "Traceback" not in done.stderr
