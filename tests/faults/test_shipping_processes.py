@@ -267,7 +267,9 @@ def test_every_bill_is_in_the_real_collectors_log_though_it_and_the_gateway_are_
             stack.start_collector()
         assert wait_until(lambda: passed(shipped.journal), SETTLE_S, 0.1), shipped.log()
         assert shipped.stop() == 0
-        assert wait_until(lambda: not missing(shipped.journal, stack.log_file), SETTLE_S, 0.5)
+        assert wait_until(lambda: not missing(shipped.journal, stack.log_file), SETTLE_S, 0.5), (
+            f"{missing(shipped.journal, stack.log_file)} bills are not in the log, of {logged()} lines"
+        )
         assert killed == 2
         report = sound(shipped.journal, stack.log_file)
         assert report.facts.bills == count

@@ -20,11 +20,12 @@ from deploy.stack import wait_until
 from otel.journal.audit import KINDS, Report, audit_folder
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
+from otel.journal.lines import GENESIS, Header, chain, encode_header, encode_line
 from otel.journal.reader import Reader
 from otel.journal.recovery import scan
 from otel.journal.removal import Remover, Retention
 from otel.journal.retention import Folder, Policy, Segment, Writer, plan
-from otel.journal.segments import mark_path
+from otel.journal.segments import mark_path, segment_path
 from otel.shipper import Endpoint, Shipper
 from tests.journals import (
     DAY_NS,
@@ -528,3 +529,69 @@ def test_the_command_verifies_a_folder_after_retention(folder: Path) -> None:
     assert report["complete"]
     assert report["intact"]
     assert report["facts"]["removed_segments"] == 11
+
+
+# what a power loss and a failed sync leave, beside retention
+
+
+def crafted(folder: Path, number: int, header: Header, first: int, previous: str, *lines: bytes) -> str:
+    """Write a segment of writer `bc-0`; return the chain hash of its last line."""
+    path = segment_path(folder, NOON_NS, "bc-0", number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_header("s" * 32, first, previous, header) + b"".join(lines))
+    return chain(lines[-1]) if lines else previous
+
+
+def crafted_header(number: int, previous: str | None, durable: int = 0) -> Header:
+    return Header(
+        boot="bc",
+        worker=0,
+        segment=number,
+        previous_segment=previous,
+        created_unix_ns=str(NOON_NS),
+        oldest_open=number,
+        durable=durable,
+    )
+
+
+def entry(folder: Path, number: int) -> str:
+    """Note one segment of `bc-0` as removed, and remove it; return its file name."""
+    path = segment_path(folder, NOON_NS, "bc-0", number)
+    line = manifest_line(folder, str(path.relative_to(folder)))
+    (folder / "removed.jsonl").write_text(json.dumps({**line, "bills": 0}) + "\n")
+    path.unlink()
+    return path.name
+
+
+def progress(number: int, previous: str) -> bytes:
+    return encode_line("I", record_id(number), number, previous, "{}")
+
+
+@pytest.mark.parametrize(("durable", "kind"), [(1, "lost_unpromised"), (2, "gap")])
+def test_what_a_power_loss_took_behind_a_removed_segment_was_never_promised(
+    tmp_path: Path, durable: int, kind: str
+) -> None:
+    folder = tmp_path / "journal"
+    one = progress(1, GENESIS)
+    crafted(folder, 1, crafted_header(1, None), 1, GENESIS, one)
+    lost = chain(progress(2, chain(one)))  # it was written to the first segment, and never synced
+    crafted(folder, 2, crafted_header(2, "bc-0-000001.jsonl", durable), 3, lost)
+    mark_path(folder, "bc-0").parent.mkdir()
+    mark_path(folder, "bc-0").write_bytes(b"\0" * 16)
+    entry(folder, 1)
+    assert audit_folder(folder).counts == {kind: 1}
+
+
+def test_a_header_may_pass_over_a_segment_behind_a_removed_one(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    one = progress(1, GENESIS)
+    last = crafted(folder, 1, crafted_header(1, None), 1, GENESIS, one)
+    two = progress(2, last)
+    crafted(folder, 2, crafted_header(2, "bc-0-000001.jsonl", 1), 2, last, two)
+    crafted(folder, 3, crafted_header(3, "bc-0-000001.jsonl", 1), 2, last, two)  # its sync failed
+    mark_path(folder, "bc-0").parent.mkdir()
+    mark_path(folder, "bc-0").write_bytes(b"\xff" * 16)
+    entry(folder, 1)
+    report = audit_folder(folder)
+    assert report.intact, report.findings
+    assert "gap" not in report.counts

@@ -140,7 +140,15 @@ def _continuity(scan: Scan, writer: str, entries: list[tuple[int, Removed]]) -> 
         last_removed = entry.last if entry is not None else None
         if last_removed is not None and last_removed < missing.n - 1:
             what = f"records {last_removed + 1} to {missing.n - 1} are missing before this segment"
-            scan.findings.add(missing.named_at.finding("gap", what))
+            kind = "lost_unpromised" if _ended_at(scan, sequence, last_removed) else "gap"
+            scan.findings.add(missing.named_at.finding(kind, what))
+
+
+def _ended_at(scan: Scan, sequence: Sequence, number: int) -> bool:
+    """Say whether a power loss took what stood behind `number`: see `_losses`."""
+    heads = {head for name, head, _ in scan.sealed if name == sequence.writer}
+    seen = number in heads or (not heads and scan.is_dead(sequence.writer))
+    return seen and number >= sequence.durable
 
 
 def _losses(scan: Scan, sequence: Sequence) -> int | None:
@@ -185,6 +193,12 @@ def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
         sequence = scan.sequences.get(writer)
         if sequence is not None and any(gap.first == number + 1 for gap in sequence.gaps):
             continue  # it ended in a gap, and that is reported
+        if sequence is not None and any(
+            entry.file == missing.file and entry.last == number and missing.n > number + 1
+            for missing in sequence.missing
+            for _, entry in by_writer.get(writer, [])
+        ):
+            continue  # the same, and the segment before the gap was removed
         last = sequence.top if sequence is not None else 0
         found = sequence.head_hash if sequence is not None else hash_of("0" * 16)
         for _, entry in by_writer.get(writer, []):

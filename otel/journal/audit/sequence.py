@@ -247,7 +247,7 @@ class Sequence:
                 self._findings.add(place.finding("header", f"it says it is first, and begins at {number}"))
                 self._adopt(number - 1, previous)
             return
-        if named in self._starts:
+        if named in self._starts or any(missing.file == named for missing in self.missing):
             over = self._passed_over(named, number)
             if over is not None:
                 self._findings.add(place.finding("header", f"it follows {named}, but {over} is before it"))
