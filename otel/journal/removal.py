@@ -300,6 +300,7 @@ class Remover:
             bills=bills,
             cost_pico_usd=str(cost),
             removed_unix_ns=str(self._now_ns()),
+            durable=header.durable if (header := self._header(segment.name)) is not None else None,
         )
 
 

@@ -595,3 +595,18 @@ def test_a_header_may_pass_over_a_segment_behind_a_removed_one(tmp_path: Path) -
     report = audit_folder(folder)
     assert report.intact, report.findings
     assert "gap" not in report.counts
+
+
+@pytest.mark.parametrize(("durable", "kind"), [(1, "lost_unpromised"), (2, "gap"), (None, "gap")])
+def test_what_was_lost_between_two_removed_segments_is_judged_by_what_was_durable(
+    tmp_path: Path, durable: int | None, kind: str
+) -> None:
+    folder = tmp_path / "journal"
+    (folder / "2026-01-01").mkdir(parents=True)
+    lines = [
+        {"segment": f"2024-10-04/bc-0-{number:06d}.jsonl", "first": first, "last": first, "hash": "1" * 16}
+        for number, first in ((1, 1), (2, 3))
+    ]
+    lines[1] |= {} if durable is None else {"durable": durable}
+    (folder / "removed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert audit_folder(folder).counts == {kind: 1}

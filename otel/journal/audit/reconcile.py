@@ -22,7 +22,8 @@ MANIFEST: Final = "removed.jsonl"
 class Removed(msgspec.Struct, frozen=True):
     """One line of the manifest: what retention says of a segment that it removed.
 
-    `first` and `last` are record numbers; `hash` is the chain hash of its last record.
+    `first` and `last` are record numbers; `hash` is the chain hash of its last record; `durable` is what its
+    header called durable, None where that was not written down.
     """
 
     segment: str
@@ -33,6 +34,7 @@ class Removed(msgspec.Struct, frozen=True):
     bills: int = 0
     cost_pico_usd: int | str = 0
     removed_unix_ns: int | str = 0
+    durable: int | None = None
 
     @property
     def file(self) -> str:
@@ -127,7 +129,10 @@ def _continuity(scan: Scan, writer: str, entries: list[tuple[int, Removed]]) -> 
     ):
         if entry is not None and first is not None and first > reach + 1:
             what = f"records {reach + 1} to {first - 1} of {writer} are missing before {entry.segment}"
-            scan.findings.add(Finding(kind="gap", what=what, segment=MANIFEST, record=reach + 1))
+            heads = {head for name, head, _ in scan.sealed if name == writer}
+            taken = entry.durable is not None and entry.durable <= reach and (not heads or reach in heads)
+            kind = "lost_unpromised" if taken else "gap"
+            scan.findings.add(Finding(kind=kind, what=what, segment=MANIFEST, record=reach + 1))
         reach = max(reach, last or 0)
     for number, entry in entries:
         found = here.get(number)
