@@ -121,7 +121,7 @@ class JournalWriter:
             OSError: the folder cannot be written; refuse to start.
         """
         self._mark_fd = self._files.hold(mark_path(self._directory, self.name))
-        self._start_segment(owed=(), sealed=sealed)
+        self._start_segment(owed=(), sealed=sealed or {})
         if sealed:  # its caller forgets the dead: what it saw of them is durable before that, and stays
             self._files.sync(self._segment_now().fd)
             self._first_stays = True
@@ -266,7 +266,7 @@ class JournalWriter:
         """Seal the segment and start the next; False where the disk has no room for one."""
         old = self._segment_now()
         try:
-            self._start_segment(owed=())
+            self._start_segment(owed=(), sealed={})
         except OSError as fault:
             self._low_space = reason_of(fault)
             return False
@@ -275,9 +275,7 @@ class JournalWriter:
             self._request_sync(self._number)  # nobody else asks for one, and the descriptor is to be closed
         return True
 
-    def _start_segment(
-        self, *, owed: Sequence[tuple[int, bytes]], sealed: Mapping[str, Head] | None = None
-    ) -> None:
+    def _start_segment(self, *, owed: Sequence[tuple[int, bytes]], sealed: Mapping[str, Head]) -> None:
         """Make the next segment, with `owed` records in it; its name is durable before they are written.
 
         Raises:
@@ -297,7 +295,7 @@ class JournalWriter:
             created_unix_ns=str(now_ns),
             oldest_open=self._open.oldest(self._segments, self._owed.durable_number),
             durable=self._owed.durable_number,
-            sealed=dict(sealed or {}),
+            sealed=dict(sealed),
         )
         path = segment_path(self._directory, now_ns, self.name, self._segments)
         room = sum([len(line) for _, line in owed]) + len(self._open) * SETTLE_BYTES
@@ -319,17 +317,16 @@ class JournalWriter:
         Raises:
             JournalUnavailable: after TRIES_MAX new segments; what was numbered stays owed.
         """
-        useless = None
-        if self._segment is not None:
-            old, self._segment = self._segment, None
+        useless, old, self._segment = None, self._segment, None
+        if old is not None:
             self._retired.append(old.seal())
-            stays = old.number == 1 and self._first_stays
-            if old.first > self._owed.durable_number and not stays:  # no sync under way may count for it
+            stays = old.first <= self._owed.durable_number or (old.number == 1 and self._first_stays)
+            if not stays:  # no sync that is under way may count for it
                 useless, self._last_segment = old, old.previous
                 self._trusted_from = mark_of(self._segments + 1, 0)
         for _ in range(TRIES_MAX):
             try:
-                self._start_segment(owed=self._owed.lines)
+                self._start_segment(owed=self._owed.lines, sealed={})
             except OSError as fault:
                 self._last_reason = reason_of(fault)
                 continue
