@@ -5,7 +5,8 @@
     audit         says what is wrong, as sentences; nothing wrong is an empty list
 
 Everything is a multiset: a bill that stands twice is as wrong as one that is missing. Nothing of the
-product's reader, recovery or shipper is used, only the line format's pure functions.
+product's reader, recovery or shipper is used, only the line format's pure functions. `spanbill verify` must
+find nothing either, by its own reading.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 
 from gateway.pipeline import PROGRESS_BYTES
+from otel.journal.audit import audit_folder
 from otel.journal.lines import (
     GENESIS,
     Damage,
@@ -106,8 +108,10 @@ def facts_of(folder: Path) -> Facts:
         have.bytes += event["bytes"]
         have.tokens += event["tokens"]
         have.ends += event["end"]
+    journal = read_journal(folder / "journal")
+    journal.problems += verified(folder / "journal")
     return Facts(
-        journal=read_journal(folder / "journal"),
+        journal=journal,
         calls=[Call(**event) for event in _events(folder / "upstream.jsonl")],
         got=got,
         accepted=[
@@ -124,6 +128,16 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 def canonical(span: dict[str, Any]) -> str:
     return json.dumps(span, sort_keys=True)
+
+
+def verified(directory: Path) -> list[str]:
+    """Return what `spanbill verify` says against a folder."""
+    report = audit_folder(directory)
+    return [
+        f"verify: {finding.kind}: {finding.what} at {finding.where}"
+        for finding in report.findings
+        if finding.verdict != "note"
+    ]
 
 
 # the journal
