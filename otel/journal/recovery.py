@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from otel.journal.files import Files
-from otel.journal.lines import Damage, Header, chain, header_of, kind_of, lines_in, parse
+from otel.journal.lines import GENESIS, Damage, Header, chain, header_of, kind_of, lines_in, parse
 from otel.journal.segments import MARKS, mark_path, name_of, readable, segments_in
 
 READ_BYTES = 8 * 1024 * 1024
@@ -64,6 +64,8 @@ class _Story:
         self.writer = writer
         self.head: tuple[int, str] | None = None
         """Number and hash of the newest record, before any that lacks and was not promised."""
+        self.doubt = False
+        """Something promised cannot be read, and nothing that was read so far stands behind it."""
         self._beyond: dict[int, str] = {}
         self.settled: set[str] = set()
         self.calls: dict[str, bytes] = {}
@@ -74,8 +76,9 @@ class _Story:
     def take(self, line: bytes, *, promised: bool) -> None:
         """Take the next line; what stands before a promised one was promised, too."""
         record = parse(line)
+        self.doubt = False
         if record.k == "H":
-            if promised and (self.head is None or record.n > self.head[0] + 1):
+            if self.head is None or (promised and record.n > self.head[0] + 1):
                 self.head = (record.n - 1, record.p)
             return
         if promised and self.head is not None and record.n > self.head[0] + 1:
@@ -91,6 +94,13 @@ class _Story:
             self.calls.setdefault(record.id, bytes(record.d))
         elif record.id in self.calls and record.n > self.progress.get(record.id, (0, b""))[0]:
             self.progress[record.id] = (record.n, bytes(record.d))  # a copy of an older one may come later
+
+    def seen_to(self) -> tuple[int, str] | None:
+        """Return the head; one record more, of no known hash, where that was promised and is damaged."""
+        number, digest = self.head or (0, GENESIS)
+        if self.doubt:
+            return number + 1, GENESIS
+        return (number, digest) if number or any(bad.reason != "torn" for _, bad in self.damage) else None
 
     def _reach(self, number: int, digest: str) -> None:
         """Move the head; what stands behind a gap waits: a later segment may write again what lacks."""
@@ -118,7 +128,7 @@ def scan(directory: Path, files: Files) -> Findings:
     lost = [story for story in stories if story.writer in dead]
     return Findings(
         dead=tuple(story.writer for story in sorted(lost, key=lambda story: not story.calls)),
-        heads={story.writer: story.head for story in lost if story.head is not None and story.head[0]},
+        heads={story.writer: head for story in lost if (head := story.seen_to()) is not None},
         open_intents=tuple(
             OpenIntent(
                 record_id=record_id,
@@ -157,6 +167,7 @@ def _read(directory: Path, writer: str, files: Files) -> _Story:
         promised = readable(name_of(path), mark, files.size(path))
         for found in items_in(path, files):
             if isinstance(found, Damage):
+                story.doubt = story.doubt or (found.reason != "torn" and found.offset < promised)
                 story.damage.append((str(path.relative_to(directory)), found))
             else:
                 story.take(found[1], promised=found[0] < promised)

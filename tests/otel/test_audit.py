@@ -352,6 +352,15 @@ def a_segment_without_its_header(folder: Path) -> Where:
     return row.segment, 0
 
 
+@fault("damage", "gap")
+def the_beginning_of_a_segment_damaged(folder: Path) -> Where:
+    path = folder / names(folder, DEAD)[3]
+    lines = path.read_bytes().splitlines(keepends=True)
+    lost = sum(map(len, lines[:4]))
+    path.write_bytes(b"x" * (lost - 1) + b"\n" + b"".join(lines[4:]))
+    return names(folder, DEAD)[3], 0
+
+
 @fault("header")
 def a_header_in_the_midst_of_a_segment(folder: Path) -> Where:
     row, header = in_writer(folder, 52), header_of(folder, names(folder, DEAD)[3])

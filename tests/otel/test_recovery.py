@@ -156,6 +156,21 @@ async def test_what_lacks_at_a_writers_end_was_lost_only_if_it_was_never_promise
     assert [intent.record_id for intent in found.open_intents] == ["r1", "r3"]
 
 
+@pytest.mark.parametrize(("mark", "head"), [(0, 1), (EVERYTHING, 2)])
+async def test_a_promised_record_that_is_damaged_at_the_end_is_counted(
+    tmp_path: Path, mark: int, head: int
+) -> None:
+    stepped = Stepped(tmp_path, Files())
+    stepped.writer.open()
+    for number in (1, 2):
+        stepped.writer.append("I", f"r{number}", "{}")
+    stepped.writer.close()
+    (path,) = segments_in(tmp_path, Files())
+    path.write_bytes(path.read_bytes()[:-20] + b"?" * 19 + b"\n")
+    mark_path(tmp_path, "b0-0").write_bytes(mark.to_bytes(8, "little") * 2)
+    assert scan(tmp_path, Files()).heads["b0-0"][0] == head
+
+
 async def test_a_recovery_that_died_is_forgotten_after_those_whom_it_billed(tmp_path: Path) -> None:
     """Its bills are found only for as long as its mark is there, and retiring can be killed half-way."""
     with Book(tmp_path, "z") as book:

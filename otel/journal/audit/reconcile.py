@@ -14,7 +14,7 @@ import msgspec
 
 from otel.journal.audit.findings import Finding
 from otel.journal.audit.scan import Scan
-from otel.journal.audit.sequence import Missing, Place, Sequence, gap_finding, hash_of, name_parts
+from otel.journal.audit.sequence import Missing, Sequence, gap_finding, hash_of, name_parts
 
 MANIFEST: Final = "removed.jsonl"
 
@@ -163,13 +163,15 @@ def _losses(scan: Scan, sequence: Sequence) -> int | None:
     """
     writer = sequence.writer
     heads = {number for name, number, _ in scan.sealed if name == writer}
+    lacking = [(gap.first, gap.place.segment, gap.place.offset) for gap in sequence.gaps]
+    lacking += [(bad.number, bad.finding.segment, bad.finding.offset or 0) for bad in sequence.damaged]
     lost = min(
         (
-            gap.first
-            for gap in sequence.gaps
-            if gap.first > sequence.durable
-            and (gap.first - 1 in heads or (not heads and scan.is_dead(writer)))
-            and not _promised(scan, writer, gap.place)
+            first
+            for first, segment, offset in lacking
+            if first > sequence.durable
+            and (first - 1 in heads or (not heads and scan.is_dead(writer)))
+            and not _promised(scan, writer, segment, offset)
         ),
         default=None,
     )
@@ -183,13 +185,13 @@ def _losses(scan: Scan, sequence: Sequence) -> int | None:
     return lost
 
 
-def _promised(scan: Scan, writer: str, place: Place) -> bool:
+def _promised(scan: Scan, writer: str, segment: str, offset: int) -> bool:
     """Say whether the writer's own mark covers a place."""
     said = scan.writers.get(writer)
     if said is None or said.segment is None or said.offset is None:
         return said is not None and said.everything
-    parts = name_parts(place.segment.rpartition("/")[2])
-    return parts is not None and (parts[1], place.offset) < (said.segment, said.offset)
+    parts = name_parts(segment.rpartition("/")[2])
+    return parts is not None and (parts[1], offset) < (said.segment, said.offset)
 
 
 def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:

@@ -201,7 +201,7 @@ class Sequence:
                 what = f"record {number} is not the one that an earlier report names, or one before it is not"
                 self._findings.add(place.finding("head", what))
             self.known = None
-        expected = self._expected if self._expected is not None else number
+        expected = self._expected if self._expected is not None else min(number, self.top + 1)
         if number < expected:
             return self._late(place, number, digest)
         if number > expected:
