@@ -8,12 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from gateway.pipeline import PROGRESS_BYTES
-from otel.journal.audit.reconcile import reconcile
-from otel.journal.audit.scan import Scan, Segment, WriterFile, in_order
 from otel.journal.lines import Damage, chain, kind_of, lines_in, number_of, parse, previous_of
 from otel.journal.segments import MARKS, SEGMENTS, name_of
 from tests.gateway_process import attributes
 from tests.simulator.world import ROOT, World
+from tests.verified import verified
 
 SLACK_TOKENS = PROGRESS_BYTES // 4
 """What may have gone out since the last progress record, at the provider's four bytes a token."""
@@ -56,17 +55,9 @@ def breaches(world: World) -> list[str]:
 def _verified(world: World) -> list[str]:
     """Return what `spanbill verify` would say of the folder."""
     disk = world.disk
-    marks = [path.name for path in disk.files if path.parent.name == MARKS]
-    audit = Scan({name: WriterFile(live=False) for name in marks})
-    names = {str(path.relative_to(ROOT)): path for path in disk.find(ROOT, SEGMENTS)}
-    for name in in_order(names):
-        audit.segment(Segment(name=name, blocks=(bytes(disk.files[names[name]].data),)))
-    reconcile(audit, ())
-    return [
-        f"verify: {finding.kind}: {finding.what} at {finding.where}"
-        for finding in audit.findings.shown
-        if finding.verdict != "note"
-    ]
+    paths = disk.find(ROOT, SEGMENTS)
+    segments = {str(path.relative_to(ROOT)): bytes(disk.files[path].data) for path in paths}
+    return verified(segments, [path.name for path in disk.files if path.parent.name == MARKS])
 
 
 def _read(world: World) -> tuple[dict[str, list[bytes]], Counter[str], list[str]]:

@@ -55,53 +55,77 @@ class Bug(NamedTuple):
 BUGS: dict[str, Bug] = {
     # the writer
     "a sync that failed counts as done": Bug(
-        WRITER, "        if failed is not None:\n", "        if False:\n"
+        WRITER,
+        "        if failed is not None:\n",
+        "        if False:\n",
+        seed=10,
     ),
     "nothing is written again after a failed sync": Bug(
         WRITER,
         "            self._replace_segment()\n            self._request_sync",
         "            self._request_sync",
+        seed=7,
     ),
     "a sync covers what was written after it began": Bug(
-        WRITER, "        self._owed.done(job.upto)\n", "        self._owed.done(self._number)\n"
+        WRITER,
+        "        self._owed.done(job.upto)\n",
+        "        self._owed.done(self._number)\n",
+        seed=1,
     ),
     "sealed segments are not synced": Bug(
         WRITER,
         "        retired, self._retired = self._retired, []\n",
         "        retired, self._retired = [], []\n",
+        seed=30,
     ),
     "a short write passes for a whole one": Bug(
         APPENDING,
         "        if written != len(line):\n            raise",
         "        if False:\n            raise",
+        seed=4,
     ),
     "after a failed write only the newest line is written again": Bug(
-        WRITER, "owed=self._owed.lines)", "owed=list(self._owed.lines)[-1:])"
+        WRITER,
+        "owed=self._owed.lines, sealed={})",
+        "owed=list(self._owed.lines)[-1:], sealed={})",
+        seed=10,
     ),
     "after a failed write nothing is written again": Bug(
-        WRITER, "self._start_segment(owed=self._owed.lines)", "self._start_segment(owed=())"
+        WRITER,
+        "self._start_segment(owed=self._owed.lines, sealed={})",
+        "self._start_segment(owed=(), sealed={})",
+        seed=3,
     ),
     "the segment with the failed write is written on": Bug(
         WRITER,
         "                self._replace_segment()\n                if self._durability",
         "                self._segment_now().append(line)\n                if self._durability",
+        seed=3,
     ),
     "a broken disk is reported as durable": Bug(
         WRITER,
         "        if self._fault is not None:\n            raise JournalUnavailable(self._fault, owed=True)\n",
         "        if self._fault is not None:\n            return\n",
+        seed=13,
     ),
     "a bill that the disk refused is forgotten": Bug(
         WRITER,
         "        if self._fault is not None:\n            with contextlib.suppress(JournalUnavailable):\n"
         "                self._try_again()\n            return\n",
         "        if self._fault is not None:\n            self._owed.lines.pop()\n            return\n",
+        seed=17,
     ),
     "a refused intent leaves no trace to settle": Bug(
-        PIPELINE, "            if fault.owed:", "            if False:"
+        PIPELINE,
+        "            if fault.owed:",
+        "            if False:",
+        seed=11,
     ),
     "the oldest open segment forgets bills that are not durable": Bug(
-        OWED, "            self._closing.append((number, segment))", "            pass"
+        OWED,
+        "            self._closing.append((number, segment))",
+        "            pass",
+        seed=2,
     ),
     "the header says that nothing is open": Bug(
         WRITER,
@@ -109,7 +133,10 @@ BUGS: dict[str, Bug] = {
         "oldest_open=self._segments",
     ),
     "a segment's name is not made durable": Bug(
-        APPENDING, "            files.sync_directory(path.parent)\n", ""
+        APPENDING,
+        "            files.sync_directory(path.parent)\n",
+        "",
+        seed=1,
     ),
     "the mark runs ahead of the sync": Bug(
         WRITER,
@@ -120,55 +147,75 @@ BUGS: dict[str, Bug] = {
         WRITER,
         "        await waiter\n",
         "        if self._durability != 'group':\n            await waiter\n",
+        seed=1,
     ),
     "the readable mark covers what no sync reached": Bug(
         WRITER,
         "mark_of(self._segment.number, self._segment.size)",
         "mark_of(self._segments, self._segment.size)",
+        seed=15,
     ),
     "a sync that was queued behind a failed one is believed": Bug(
         WRITER,
         "        self._trusted_from = mark_of(self._segments + 1, 0)\n        self._sync_failures",
         "        self._sync_failures",
+        seed=169,
     ),
     "a sync of a segment that is to go is believed": Bug(
-        WRITER, "                self._trusted_from = mark_of(self._segments + 1, 0)\n", ""
+        WRITER,
+        "                self._trusted_from = mark_of(self._segments + 1, 0)\n",
+        "",
+        seed=26,
     ),
     "a segment that failed is removed with what is durable in it": Bug(
-        WRITER, "if old.first > self._owed.durable_number and", "if"
+        WRITER,
+        "stays = old.first <= self._owed.durable_number or",
+        "stays =",
+        seed=3,
     ),
     "a segment that failed is removed before the next holds its records": Bug(
         WRITER,
         "            self._retired.append(old.seal())\n            stays",
         "            old.forget()\n            self._retired.append(old.seal())\n            stays",
+        seed=3,
     ),
     "a header calls durable what is not": Bug(
-        WRITER, "durable=self._owed.durable_number,", "durable=self._number,"
+        WRITER,
+        "durable=self._owed.durable_number,",
+        "durable=self._number,",
+        seed=2,
     ),
     # the sync thread
     "a job does not sync its newest segment": Bug(
         SYNCING,
         "    for index, fd in enumerate(job.fds):",
         "    for index, fd in enumerate(job.fds[: job.retired]):",
+        seed=1,
     ),
     "an error of a sealed segment's sync is lost": Bug(
         SYNCING,
         "        except OSError as fault:\n            failed = fault\n        if index",
         "        except OSError as fault:\n            failed = fault if index >= job.retired else failed\n        if index",
+        seed=442,
     ),
     # the order of the story
     "a stream begins before its intent is durable": Bug(
-        PIPELINE, "        await stages.recorder.durable(intent)\n", ""
+        PIPELINE,
+        "            await stages.recorder.durable(intent)\n",
+        "            pass\n",
+        seed=1,
     ),
     "a stream ends before its bill is durable": Bug(
         PIPELINE,
         "        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages.recorder.durable(sequence)\n",
         "        _, sequence = self._settle(lane, ending, reply, meter.said)\n",
+        seed=1,
     ),
     "a whole reply goes out before its bill is durable": Bug(
         PIPELINE,
         "        await self._stages.recorder.durable(sequence)\n        await caller.start(",
         "        await caller.start(",
+        seed=1,
     ),
     "the provider is called before the intent is written": Bug(
         PIPELINE,
@@ -177,22 +224,28 @@ BUGS: dict[str, Bug] = {
         "        try:\n            intent",
     ),
     "content goes out without its progress": Bug(
-        PIPELINE, "            stages.recorder.progress(admitted.call, progress)\n", "            pass\n"
+        PIPELINE,
+        "            stages.recorder.progress(admitted.call, progress)\n",
+        "            pass\n",
+        seed=9,
     ),
     "content goes out though its progress was refused": Bug(
         PIPELINE,
         "                await self._caller.cut(admitted.protocol.error_event(fault))\n            return False",
         "                pass\n            return True",
+        seed=81,
     ),
     "a caller that left is not billed": Bug(
         PIPELINE,
         "        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages",
         "        if gone:\n            return\n        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages",
+        seed=2,
     ),
     "a provider that failed after the call is not billed": Bug(
         PIPELINE,
         "            await self._record_fault(lane, fault, Reply())\n            raise\n        try:",
         "            raise\n        try:",
+        seed=1,
     ),
     # recovery
     "open intents are ignored": Bug(
@@ -202,13 +255,19 @@ BUGS: dict[str, Bug] = {
         RECORDER,
         "progress = None if intent.progress is None else msgspec.json.decode(intent.progress, type=Progress)",
         "progress = None",
+        seed=3,
     ),
     "writers are retired before their bills are durable": Bug(
-        RECORDER, "        await writer.durable(number)\n", "        pass\n"
+        RECORDER,
+        "        await writer.durable(number)\n",
+        "        pass\n",
+        seed=4,
     ),
     "writers are never retired": Bug(RECORDER, "    retire(directory, findings.dead, files)\n", ""),
-    "only the dead writer's own bills count": Bug(RECOVERY, "            if record_id not in settled\n", ""),
-    "what is read was not made durable": Bug(RECOVERY, "        files.sync_file(path)\n", ""),
+    "only the dead writer's own bills count": Bug(
+        RECOVERY, "            if record_id not in settled\n", "", seed=1
+    ),
+    "what is read was not made durable": Bug(RECOVERY, "        files.sync_file(path)\n", "", seed=2),
     "a living writer is taken for a dead one": Bug(
         RECOVERY, "if files.held(mark_path(directory, name)) is None)", "if True)"
     ),
@@ -217,30 +276,31 @@ BUGS: dict[str, Bug] = {
         "return next((header.oldest_open for header in headers if header is not None), 0)",
         "return _number(paths[-1]) if paths else 0",
     ),
-    "what recovery wrote is not kept in sight": Bug(RECORDER, "    writer.pin()\n", ""),
+    "what recovery wrote is not kept in sight": Bug(RECORDER, "    writer.pin()\n", "", seed=77),
     "a recovery that died is forgotten before those it billed": Bug(
-        RECOVERY, "key=lambda story: not story.calls", "key=lambda story: bool(story.calls)"
-    ),
-    "an older copy of a progress replaces a newer one": Bug(
-        RECOVERY, ' and record.n > self.progress.get(record.id, (0, b""))[0]:', ":"
+        RECOVERY,
+        "key=lambda story: not story.calls",
+        "key=lambda story: bool(story.calls)",
+        seed=239,
     ),
     "the head of a dead writer is looked for behind what a power loss took": Bug(
         RECOVERY,
         "            self._beyond[number] = digest\n            return\n",
         "            self.head = (number, digest)\n            return\n",
+        seed=13,
     ),
     "segments are read in the order of their days": Bug(
-        SEGMENTS, "for _, name, segment in sorted(own, key=lambda o: o[:2])", "for _, name, segment in own"
+        SEGMENTS,
+        "for _, name, segment in sorted(own, key=lambda o: o[:2])",
+        "for _, name, segment in own",
+        seed=2,
     ),
     # reader and shipper
-    "a header behind a gap makes the reader skip": Bug(
-        READER, "return None, seen or (number - 1 if first else 0)", "return None, max(seen, number - 1)"
-    ),
-    "what a dead writer left is shipped before it is durable": Bug(
-        READER, "            self._files.sync_file(self._directory / name)\n", ""
-    ),
     "what is not durable yet is shipped": Bug(
-        SEGMENTS, "    return offset if name.number == number else 0", "    return size"
+        SEGMENTS,
+        "    return offset if name.number == number else 0",
+        "    return size",
+        seed=2,
     ),
     "the cursor moves before the Collector accepts": Bug(
         SHIPPER,
@@ -280,7 +340,8 @@ def plant(name: str) -> Caught | None:
         copy = Path(folder)
         for part in ("gateway", "otel", "deploy", "tests/simulator"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "tests" / "gateway_process.py", copy / "tests")
+        for module in ("gateway_process.py", "verified.py"):
+            shutil.copy(ROOT / "tests" / module, copy / "tests")
         target = copy / bug.path
         text = target.read_text()
         assert text.count(bug.before) == 1, f"{name}: {bug.path} no longer holds the line to break"
