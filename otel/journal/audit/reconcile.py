@@ -63,6 +63,9 @@ def reconcile(scan: Scan, manifest: Iterable[bytes], *, strict: bool = False) ->
             _judge_missing(scan, missing, removed.get(missing.file))
     for writer in sorted(by_writer.keys() | scan.sequences.keys()):
         _continuity(scan, writer, sorted(by_writer[writer], key=lambda pair: pair[0]))
+    for writer, sequence in scan.sequences.items():  # a later segment goes back to what a removed one had
+        held = [(entry.first, entry.last) for _, entry in by_writer[writer]]
+        sequence.gaps = [gap for gap in sequence.gaps if not _covers(held, gap.first, gap.last)]
     lost = {writer: _losses(scan, sequence) for writer, sequence in scan.sequences.items()}
     _heads(scan, by_writer)
     _known(scan, by_writer)
@@ -149,6 +152,10 @@ def _continuity(scan: Scan, writer: str, entries: list[tuple[int, Removed]]) -> 
             scan.findings.add(missing.named_at.finding(kind, what))
 
 
+def _covers(held: Iterable[tuple[int | None, int | None]], first: int, last: int) -> bool:
+    return any(low is not None and high is not None and low <= first and last <= high for low, high in held)
+
+
 def _ended_at(scan: Scan, sequence: Sequence, number: int) -> bool:
     """Say whether a power loss took what stood behind `number`: see `_losses`."""
     heads = {head for name, head, _ in scan.sealed if name == sequence.writer}
@@ -209,7 +216,8 @@ def _heads(scan: Scan, by_writer: dict[str, list[tuple[int, Removed]]]) -> None:
         last = sequence.top if sequence is not None else 0
         found = sequence.head_hash if sequence is not None else hash_of("0" * 16)
         for _, entry in by_writer.get(writer, []):
-            if entry.last is not None and entry.last > last:
+            # What stands behind records that a power loss took is no part of the head that was seen.
+            if entry.last is not None and entry.last > last and (entry.first or 0) <= last + 1:
                 last, found = entry.last, hash_of(entry.hash)
         if last < number:
             what = f"records {last + 1} to {number} of {writer} are missing at its end"
