@@ -11,6 +11,9 @@ from collections import deque
 
 from otel.journal.segments import JournalUnavailable
 
+Head = tuple[int, str]
+"""Number and hash of a writer's newest record."""
+
 
 class Owed:
     """Lines by number, oldest first; bounded by the writer, which refuses new work beyond its bound."""

@@ -18,25 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from otel.journal import policy
 from otel.journal.appending import Segment
 from otel.journal.files import EVERYTHING, Files, reason_of
 from otel.journal.lines import GENESIS, Header, Kind, chain, encode_header, encode_line, previous_of
-from otel.journal.owed import OpenIntents, Owed
-from otel.journal.policy import (
-    LINE_BYTES,
-    SETTLE_BYTES,
-    TRIES_MAX,
-    UNDURABLE_MAX,
-    Bounds,
-    Durability,
-    retry_after_ns,
-    seal_at_ns,
-)
+from otel.journal.owed import Head, OpenIntents, Owed
+from otel.journal.policy import LINE_BYTES, SETTLE_BYTES, TRIES_MAX, UNDURABLE_MAX, Bounds, Durability
 from otel.journal.segments import JournalUnavailable, mark_of, mark_path, segment_path
 from otel.journal.syncing import Done, Syncer, SyncJob, SyncThread, do
-
-Head = tuple[int, str]
-"""Number and hash of a writer's newest record."""
 
 
 class JournalWriter:
@@ -77,7 +66,7 @@ class JournalWriter:
         self._segments = 0
         self._segment: Segment | None = None
         self._last_segment: str | None = None
-        self._first_stays = False
+        self._stays = 0
         self._seal_at_ns = 0
         self._number = 0
         self._previous = GENESIS
@@ -85,16 +74,14 @@ class JournalWriter:
         self._owed = Owed()
         self._retired: list[int] = []
         self._syncing = False
-        self._sync_failures = 0
+        self._sync_failures = self._breaks = 0
         self._trusted_from = 0
-        self._breaks = 0
         self._fault: str | None = None
         self._low_space: str | None = None
         self._last_reason = ""
         self._retry_at_ns = 0
         self._syncer: Syncer | None = None
-        self.syncs = 0
-        self.bytes_written = 0
+        self.syncs = self.bytes_written = 0
 
     @property
     def fault(self) -> str | None:
@@ -105,11 +92,6 @@ class JournalWriter:
     def number(self) -> int:
         """The number of the newest record."""
         return self._number
-
-    @property
-    def open_intents(self) -> int:
-        """How many intents wait for their bill."""
-        return len(self._open)
 
     def open(self, sealed: Mapping[str, Head] | None = None) -> None:
         """Make the mark, start the first segment and the syncer, inside a running event loop.
@@ -124,13 +106,28 @@ class JournalWriter:
         self._start_segment(owed=(), sealed=sealed or {})
         if sealed:  # its caller forgets the dead: what it saw of them is durable before that, and stays
             self._files.sync(self._segment_now().fd)
-            self._first_stays = True
+            self._stays = self._segments
         if self._durability == "process":
             self._files.mark(self._mark_fd, EVERYTHING)
         if self._make_syncer is None:
             self._syncer = SyncThread(self._files, asyncio.get_running_loop(), self._synced)
         else:
             self._syncer = self._make_syncer(self._files, self._synced)
+
+    def take_over(self, sealed: Mapping[str, Head]) -> None:
+        """Start a segment whose header keeps, durably, the heads of writers that died meanwhile.
+
+        Raises:
+            JournalUnavailable: there is no such segment now; nobody may be forgotten.
+        """
+        if self._fault is not None or not self._rotate(sealed):
+            raise JournalUnavailable(self.fault)
+        try:
+            self._files.sync(self._segment_now().fd)
+        except OSError as fault:
+            self._sync_failed(reason_of(fault))
+            raise JournalUnavailable(self._last_reason) from fault
+        self._stays = self._segments
 
     def append(self, kind: Kind, record_id: str, body: str) -> int:
         """Write one record and return its number.
@@ -262,11 +259,11 @@ class JournalWriter:
             raise JournalUnavailable("the gateway is stopping")
         return self._segment
 
-    def _rotate(self) -> bool:
+    def _rotate(self, sealed: Mapping[str, Head] | None = None) -> bool:
         """Seal the segment and start the next; False where the disk has no room for one."""
         old = self._segment_now()
         try:
-            self._start_segment(owed=(), sealed={})
+            self._start_segment(owed=(), sealed=sealed or {})
         except OSError as fault:
             self._low_space = reason_of(fault)
             return False
@@ -309,7 +306,7 @@ class JournalWriter:
             raise
         self._segment = segment
         self._last_segment = path.name
-        self._seal_at_ns = seal_at_ns(now_ns)
+        self._seal_at_ns = policy.seal_at_ns(now_ns)
 
     def _replace_segment(self) -> None:
         """Seal the segment and write all that is owed to the next.
@@ -320,7 +317,7 @@ class JournalWriter:
         useless, old, self._segment = None, self._segment, None
         if old is not None:
             self._retired.append(old.seal())
-            stays = old.first <= self._owed.durable_number or (old.number == 1 and self._first_stays)
+            stays = old.first <= self._owed.durable_number or old.number == self._stays
             if not stays:  # no sync that is under way may count for it
                 useless, self._last_segment = old, old.previous
                 self._trusted_from = mark_of(self._segments + 1, 0)
@@ -340,7 +337,7 @@ class JournalWriter:
     def _broken(self, reason: str) -> None:
         self._fault = reason
         self._breaks += 1
-        self._retry_at_ns = self._now_ns() + retry_after_ns(self._breaks)
+        self._retry_at_ns = self._now_ns() + policy.retry_after_ns(self._breaks)
         self._owed.fail(reason)
 
     def _try_again(self) -> None:
