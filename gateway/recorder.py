@@ -1,12 +1,14 @@
 """Recorder: the journal in the words of the story, and what a dead gateway left in it.
 
 intent, progress, settle, durable     called by the story for each request
-recover                               once at start: bills for intents whose process died
+recover                               at start: bills for intents whose process died
+write_bills, forget                   its two halves, for a worker that does it beside requests
 starting                              around all that is done to the folder before it is used
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -137,6 +139,22 @@ async def recover(
         JournalUnavailable: not all bills are durable; nothing was forgotten.
         OSError: a dead gateway could not be forgotten; the next start will find nothing open in it.
     """
+    number, bills = await write_bills(findings, writer, recorder, prices, observe)
+    await forget(directory, findings, writer, number, files)
+    return bills
+
+
+async def write_bills(
+    findings: Findings,
+    writer: JournalWriter,
+    recorder: JournalRecorder,
+    prices: Prices,
+    observe: Callable[[Exchange, int], None],
+) -> tuple[int, int]:
+    """Write a bill for each open intent; return the number of the last one's record, and how many bills.
+
+    From here on `forget` must succeed in this process, or the process must end, before anybody else recovers.
+    """
     for segment, damage in findings.damage:
         log.warning(
             "a stretch of the journal is damaged; it stays as it is",
@@ -152,13 +170,25 @@ async def recover(
         number = recorder.settle(exchange)
         bills += 1
         observe(exchange, 500)
+        await asyncio.sleep(0)  # a worker that lives serves its requests meanwhile
     if bills:
+        log.warning("requests of a gateway that died are billed as interrupted", extra={"bills": bills})
+    return number, bills
+
+
+async def forget(
+    directory: Path, findings: Findings, writer: JournalWriter, number: int, files: Files
+) -> None:
+    """Wait until the bills up to record `number` are durable, and retire the dead; may be tried again.
+
+    Raises:
+        JournalUnavailable: not all bills are durable; nothing was forgotten.
+        OSError: not all of the dead are forgotten.
+    """
+    if number:
         await writer.durable(number)
     retire(directory, findings.dead, files)
     writer.unpin()
-    if bills:
-        log.warning("requests of a gateway that died are billed as interrupted", extra={"bills": bills})
-    return bills
 
 
 def _interrupted(intent: OpenIntent, prices: Prices) -> Exchange | None:

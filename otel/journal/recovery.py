@@ -1,11 +1,13 @@
 """Recovery: what dead writers left open, found by reading and decided without writing anything.
 
-    scan        which writers are dead, where each one ended, which of their intents have no bill
-    retire      forget a dead writer whose intents all have durable bills
+    dead_writers  which writers' processes are gone
+    scan          where each of them ended, and which of their intents have no bill
+    retire        forget a dead writer whose intents all have durable bills
 
-Every segment is made durable before it is read, so that no decision rests on bytes that a power loss could
-still take. A bill counts wherever it stands: a recovery that died half-way has written its bills into
-segments of its own, and they are found there. Nothing is repaired: a torn segment stays as it is.
+One process at a time does this (`otel.journal.turn`). Every segment is made durable before it is read, so
+that no decision rests on bytes that a power loss could still take. A bill counts in any dead writer's
+segments: a recovery that died half-way has written its bills into its own, and they are found there; one
+that lives keeps its turn until all are forgotten. Nothing is repaired: a torn segment stays as it is.
 """
 
 from __future__ import annotations
@@ -113,19 +115,23 @@ class _Story:
             self.head = (self.head[0] + 1, after)
 
 
+def dead_writers(directory: Path, files: Files) -> tuple[str, ...]:
+    """Return the writers whose process is gone and that are not retired; cheap enough for every second."""
+    writers = [path.name for path in files.find(directory, f"{MARKS}/*") if path.suffix != ".new"]
+    return tuple(name for name in writers if files.held(mark_path(directory, name)) is None)
+
+
 def scan(directory: Path, files: Files) -> Findings:
-    """Read what dead writers left.
+    """Read what dead writers left; the caller has the turn to recover, or the folder for itself.
 
     Raises:
         OSError: a segment cannot be read or made durable; do not start without knowing what is in it.
     """
-    writers = [path.name for path in files.find(directory, f"{MARKS}/*") if path.suffix != ".new"]
-    dead = tuple(name for name in writers if files.held(mark_path(directory, name)) is None)
+    dead = dead_writers(directory, files)
     if not dead:
         return Findings()
-    stories = [_read(directory, writer, files) for writer in writers]
-    settled = set().union(*[story.settled for story in stories])
-    lost = [story for story in stories if story.writer in dead]
+    lost = [_read(directory, writer, files) for writer in dead]
+    settled = set().union(*[story.settled for story in lost])
     return Findings(
         dead=tuple(story.writer for story in sorted(lost, key=lambda story: not story.calls)),
         heads={story.writer: head for story in lost if (head := story.seen_to()) is not None},
@@ -141,7 +147,7 @@ def scan(directory: Path, files: Files) -> Findings:
             if record_id not in settled
         ),
         damage=tuple(found for story in lost for found in story.damage),
-        bytes_read=sum(story.bytes_read for story in stories),
+        bytes_read=sum(story.bytes_read for story in lost),
     )
 
 
