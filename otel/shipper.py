@@ -4,10 +4,12 @@
                  ▲          │ accepted: move the cursor
                  └──────────┘ anything else: wait and send the same again
 
-It runs in a thread of its own and never in a request's way. OTLP is at least once: after a lost answer the
-same bill is sent again, and `billing.record.id` says that it is the same. A single span that the Collector
-refuses for good is put aside in `quarantine/` with the reason, so that one bad bill holds up no other; one
-that refuses an empty request as well refuses us, not the bill, and all wait.
+It runs in a thread of its own and never in a request's way. Of several workers' shippers the one with the
+lock beside the cursor delivers for all; the others stand by, and the next to get it then reads the cursor.
+OTLP is at least once: after a lost answer the same bill is sent again, and `billing.record.id` says that it
+is the same. A single span that the Collector refuses for good is put aside in `quarantine/` with the reason,
+so that one bad bill holds up no other; one that refuses an empty request as well refuses us, not the bill,
+and all wait.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import msgspec
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.reader import Batch, Reader
+from otel.journal.turn import Lock
 from otel.otlp import (
     UNSUPPORTED_ENCODING,
     Accepted,
@@ -40,6 +43,9 @@ from otel.otlp import (
 
 log = logging.getLogger("spanbill.shipper")
 
+LEAD_S: Final = 0.5
+"""How often a shipper that stands by looks whether the one that delivers is gone."""
+LEAD_STOPPING_S: Final = 0.05
 RESPONSE_BYTES_MAX: Final = 64 * 1024
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 BATCHES_A_STEP_MAX: Final = 50
@@ -71,6 +77,7 @@ class Shipper:
 
     Args:
         client: for the POSTs; its timeout is the endpoint's; closed when the shipper has stopped.
+        lead: the lock of the one that delivers; None where there is no other.
         jitter: returns a number in [0, 1).
         now_ns: wall clock in Unix nanoseconds.
         monotonic: seconds, for durations.
@@ -90,8 +97,10 @@ class Shipper:
         files: Files | None = None,
         lines_max: int = 200,
         interval_s: float = 0.2,
+        lead: Lock | None = None,
     ) -> None:
         self.stats = Stats()
+        self._lead = lead
         self._reader = reader
         self._cursor = cursor
         self._endpoint = endpoint
@@ -123,16 +132,35 @@ class Shipper:
             self._thread.join(timeout=timeout_s)
 
     def _run(self) -> None:
-        wait_s = self._interval_s
-        while not self._stop.wait(wait_s):  # ends with stop()
-            wait_s = self._guarded_step()
-        while not self._late() and self._guarded_step() == 0.0:  # ends when all is delivered, or a step fails
-            pass
+        if self._leading():
+            wait_s = self._interval_s
+            while not self._stop.wait(wait_s):  # ends with stop()
+                wait_s = self._guarded_step()
+            while not self._late() and self._guarded_step() == 0.0:  # ends with the journal, or a failure
+                pass
         self._client.close()
+        if self._lead is not None:
+            self._lead.release()
 
     def _late(self) -> bool:
         """Say whether the shipper was told to stop and the time for that is over."""
         return self._stop.is_set() and self._monotonic() >= self._stop_by
+
+    def _leading(self) -> bool:
+        """Wait for the lead; at the end for as long as `stop` does: what another one left is delivered."""
+        if self._lead is None:
+            return True
+        while not self._late():  # ends with the lead, or after stop()
+            try:
+                if self._lead.take():
+                    self._cursor.load()
+                    return True
+            except OSError as fault:
+                self._failed(TryAgain(f"{type(fault).__name__}: {fault.strerror}"))
+            if not self._stop.wait(LEAD_S):
+                continue
+            time.sleep(LEAD_STOPPING_S)  # the one that has the lead is stopping, too
+        return False
 
     def _guarded_step(self) -> float:
         try:

@@ -70,6 +70,12 @@ class Cursor:
     def __init__(self, path: Path, files: Files | None = None) -> None:
         self._path = path
         self._files = files or Files()
+        self._offsets: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Take up what the file says, which another process may have written since."""
         state = self._load()
         self._moved = False
         self._offsets = dict(state.offsets)
