@@ -3,13 +3,15 @@
 Money is kept in integers of 10^-12 USD and becomes a float only on the page, so no sum drifts. Labels are
 bounded: keys, providers and models come from the configuration and the catalogue; a name beyond
 `SERIES_MAX` per metric is counted under `other`, so a caller cannot create series at will.
+
+A `State` is all of it as values: states of several processes add up exactly (`otel.shared_metrics`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -72,11 +74,39 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     time_to_first_chunk_ns: int | None = None
 
 
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """One unlabelled figure on a process's own health.
+
+    Args:
+        least: of several processes the least counts, not the sum.
+    """
+
+    kind: Literal["counter", "gauge"]
+    name: str
+    text: str
+    value: float
+    least: bool = False
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a `Metrics` has counted.
+
+    Args:
+        sums: the series of each counter with labels.
+        distributions: of each histogram, by labels: counts per bucket and the sum in nanoseconds.
+    """
+
+    sums: tuple[dict[Labels, int], ...]
+    distributions: tuple[dict[Labels, tuple[tuple[int, ...], int]], ...]
+    readings: tuple[Reading, ...]
+
+
 class Metrics(Collector):
     """The counters of one process, and a `prometheus_client` collector over them."""
 
-    def __init__(self, gauges: Callable[[], Iterable[Metric]] = tuple) -> None:
-        self._gauges = gauges
+    def __init__(self, readings: Callable[[], Iterable[Reading]] = tuple) -> None:
+        self._own_readings = readings
+        self._other_readings: dict[str, Reading] = {}
         self._requests: dict[Labels, int] = {}
         self._errors: dict[Labels, int] = {}
         self._cost: dict[Labels, int] = {}
@@ -113,6 +143,50 @@ class Metrics(Collector):
     def refuse(self, code: str) -> None:
         """Count a request that was refused before any provider was called."""
         _add(self._refused, (code,), 1)
+
+    def state(self) -> State:
+        """Return a copy of all counts, and the readings of now."""
+        return State(
+            sums=tuple(dict(series) for series in self._sums()),
+            distributions=tuple(
+                {labels: (tuple(found.counts), found.sum_ns) for labels, found in series.items()}
+                for series, _ in self._distributions()
+            ),
+            readings=tuple(self._readings()),
+        )
+
+    def add(self, state: State, *, gauges: bool) -> None:
+        """Add the counts of another process, or of one before this.
+
+        Args:
+            gauges: its gauges count, too: it lives.
+        """
+        for mine, theirs in zip(self._sums(), state.sums, strict=True):
+            for labels, amount in theirs.items():
+                _add(mine, labels, amount)
+        for (series, bounds_s), others in zip(self._distributions(), state.distributions, strict=True):
+            for labels, (counts, sum_ns) in others.items():
+                histogram = series.get(labels)
+                if histogram is None:
+                    histogram = series.setdefault(labels, Histogram(bounds_s))
+                histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
+                histogram.sum_ns += sum_ns
+        self._models.update((provider, model) for _, provider, model in state.sums[_COST])
+        for reading in state.readings:
+            if gauges or reading.kind == "counter":
+                self._other_readings[reading.name] = _folded(reading, self._other_readings.get(reading.name))
+
+    def _sums(self) -> tuple[dict[Labels, int], ...]:
+        return self._requests, self._errors, self._cost, self._records, self._tokens, self._refused
+
+    def _distributions(self) -> tuple[tuple[dict[Labels, Histogram], tuple[float, ...]], ...]:
+        return (self._latency, LATENCY_BUCKETS_S), (self._first_chunk, FIRST_CHUNK_BUCKETS_S)
+
+    def _readings(self) -> Iterable[Reading]:
+        others = dict(self._other_readings)
+        for reading in self._own_readings():
+            yield _folded(reading, others.pop(reading.name, None))
+        yield from others.values()
 
     def _bounded_model(self, provider: str, model: str) -> str:
         label = (provider, model)
@@ -167,7 +241,12 @@ class Metrics(Collector):
             by_key,
             self._first_chunk,
         )
-        yield from self._gauges()
+        for reading in self._readings():
+            yield _family(reading)
+
+
+_COST: Final = 2
+"""Where the cost stands in `State.sums`; its labels name every model that was counted."""
 
 
 def _add(series: dict[Labels, int], labels: Labels, amount: int) -> None:
@@ -195,11 +274,24 @@ def _histogram(name: str, text: str, labels: list[str], series: dict[Labels, His
     return family
 
 
-def gauge(name: str, text: str, value: float) -> Metric:
-    """Return one unlabelled gauge."""
-    return GaugeMetricFamily(name, text, value=value)
+def _folded(reading: Reading, other: Reading | None) -> Reading:
+    if other is None:
+        return reading
+    both = (reading.value, other.value)
+    return msgspec.structs.replace(reading, value=min(both) if reading.least else sum(both))
 
 
-def counter(name: str, text: str, value: float) -> Metric:
+def _family(reading: Reading) -> Metric:
+    if reading.kind == "gauge":
+        return GaugeMetricFamily(reading.name, reading.text, value=reading.value)
+    return CounterMetricFamily(reading.name, reading.text, value=reading.value)
+
+
+def gauge(name: str, text: str, value: float, *, least: bool = False) -> Reading:
+    """Return one unlabelled gauge; of several processes it is the sum, or the `least`."""
+    return Reading(kind="gauge", name=name, text=text, value=value, least=least)
+
+
+def counter(name: str, text: str, value: float) -> Reading:
     """Return one unlabelled counter."""
-    return CounterMetricFamily(name, text, value=value)
+    return Reading(kind="counter", name=name, text=text, value=value)
