@@ -1,7 +1,7 @@
 """The composition root: the only module that knows which implementation stands behind each stage.
 
-`create_app` builds the whole gateway as one ASGI application; its lifespan takes the journal's lock, opens
-the writer, starts the shipper, and closes all of it in the opposite order.
+`create_app` builds the whole gateway, or one worker of it, as an ASGI application; its lifespan takes the
+journal's lock, opens the writer, starts the shipper, and closes all of it in the opposite order.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import msgspec
 from fastapi import FastAPI
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import Metric
 
 from gateway import __version__
 from gateway.admission.gate import Gate
@@ -50,20 +50,22 @@ from gateway.protocols import PROTOCOLS
 from gateway.providers.httpx_transport import transport_for
 from gateway.providers.simulated import SimulatedTransport
 from gateway.providers.upstream import Timeouts, Transport
-from gateway.recorder import JournalRecorder, recover, starting
+from gateway.recorder import JournalRecorder, starting
 from gateway.release.relay import DrainBounds, Drains
 from gateway.routing.targets import Router
 from gateway.settings import Settings, SettingsError
+from gateway.siblings import Siblings
 from gateway.stages import Stages
 from otel.journal import Bounds, JournalWriter
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.reader import Reader
-from otel.journal.recovery import Findings, scan
 from otel.journal.removal import Remover, Retention
 from otel.journal.segments import locked
-from otel.metrics import Metrics, counter, gauge
+from otel.journal.turn import Lock
+from otel.metrics import Metrics, Reading, counter, gauge
 from otel.otlp import EndpointError, endpoint_from_env
+from otel.shared_metrics import PUBLISH_S, Board, SharedMetrics
 from otel.shipper import Shipper
 from otel.traces import Traces, traces_from_env
 
@@ -79,14 +81,23 @@ TEND_S: Final = 0.25
 SETTLE_S: Final = 1.0
 SETTLE_CHECK_S: Final = 0.01
 """How long requests that were told to stop may take to settle, and how often that is looked at."""
-HEADS_MAX: Final = 200
-"""Dead writers whose heads fit into a segment's header; there is hardly ever more than one."""
 SHIPPER: Final = "otlp"
 """The name of the shipper's cursor."""
 STOP_REMOVING_S: Final = 2.0
 """How long shutdown waits for a segment that is being removed; it may be left half-way."""
 STOP_SHIPPING_S: Final = 10.0
 """How long shutdown waits for the last bills to be delivered; the rest is delivered after the next start."""
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of several workers this process is; their supervisor holds the journal's folder.
+
+    Args:
+        board: where all of them publish their metrics.
+    """
+
+    number: int
+    board: Board
 
 
 def create_app(
@@ -97,6 +108,7 @@ def create_app(
     lines: LineWriter | None = None,
     transport: Transport | None = None,
     files: Files | None = None,
+    worker: Worker | None = None,
 ) -> Doors:
     """Build the gateway.
 
@@ -104,6 +116,7 @@ def create_app(
         keys: further virtual keys (the demo key).
         lines: where the request log goes.
         transport, files: instead of the configured network and the disk, for tests.
+        worker: None where this process is the whole gateway.
 
     Raises:
         SettingsError: keys, providers or prices cannot be used.
@@ -125,6 +138,7 @@ def create_app(
     writer = JournalWriter(
         settings.journal.directory,
         boot=secrets.token_hex(8),
+        worker=0 if worker is None else worker.number,
         now_ns=time.time_ns,
         segment_id=lambda: secrets.token_hex(16),
         durability=settings.journal.durability,
@@ -143,8 +157,11 @@ def create_app(
     shipper = _shipper(settings, files, environ)
     remover = _remover(settings, files, shipped=shipper is not None)
     metrics = Metrics(lambda: _own_health(writer, shipper, remover, lines))
+    shared = None
+    if worker is not None:
+        shared = SharedMetrics(metrics, worker.board, worker.number, time.monotonic)
     registry = CollectorRegistry()
-    registry.register(metrics)
+    registry.register(shared or metrics)
     observer = Observer(metrics, traces, lines if settings.logging.requests else None)
     network = transport or Switch(
         transport_for(settings.upstream.transport),
@@ -189,16 +206,14 @@ def create_app(
         protocols=PROTOCOLS,
         lifespan=_lifespan(
             settings.journal.directory,
-            files,
             writer,
-            lambda findings: recover(
-                settings.journal.directory, findings, writer, recorder, prices, observer.exchange, files
-            ),
+            Siblings(settings.journal.directory, files, writer, recorder, prices, observer.exchange),
             gate,
             shipper,
             remover,
             network,
             traces,
+            shared,
         ),
     )
     return Doors(
@@ -240,6 +255,7 @@ def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Sh
         Reader(directory, cursor, files),
         cursor,
         endpoint,
+        lead=Lock(directory / "cursors" / f"{SHIPPER}.lock"),
         quarantine=directory / "quarantine",
         files=files,
         client=httpx.Client(timeout=endpoint.timeout_s, follow_redirects=False, verify=verify),
@@ -254,7 +270,9 @@ def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | No
     if retention == Retention():
         return None
     consumers = frozenset({SHIPPER} if shipped else ())
-    return Remover(settings.journal.directory, retention, consumers=consumers, files=files)
+    directory = settings.journal.directory
+    lead = Lock(directory / "removing")
+    return Remover(directory, retention, consumers=consumers, lead=lead, files=files)
 
 
 def _verify(certificate: str | None) -> Any:
@@ -265,11 +283,13 @@ def _verify(certificate: str | None) -> Any:
 
 def _own_health(
     writer: JournalWriter, shipper: Shipper | None, remover: Remover | None, lines: LineWriter | None
-) -> Iterable[Metric]:
+) -> Iterable[Reading]:
     yield counter("llm_gateway_journal_records", "Records written, intents included.", writer.number)
     yield counter("llm_gateway_journal_bytes", "Bytes written to the journal.", writer.bytes_written)
     yield counter("llm_gateway_journal_syncs", "Syncs of the journal.", writer.syncs)
-    yield gauge("llm_gateway_journal_writable", "1 while bills can be written.", int(writer.fault is None))
+    writable = int(writer.fault is None)
+    yield gauge("llm_gateway_journal_writable", "1 while bills can be written.", writable, least=True)
+    yield gauge("llm_gateway_workers", "Workers that serve.", 1)
     if remover is not None:
         yield counter("llm_gateway_journal_removed", "Segments that retention removed.", remover.removed)
     if lines is not None:
@@ -286,24 +306,25 @@ def _own_health(
 
 def _lifespan(
     directory: Path,
-    files: Files,
     writer: JournalWriter,
-    recover_: Callable[[Findings], Awaitable[int]],
+    siblings: Siblings,
     gate: Gate,
     shipper: Shipper | None,
     remover: Remover | None,
     network: Transport,
     traces: Traces,
+    shared: SharedMetrics | None,
 ) -> Callable[[FastAPI], Any]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.ExitStack() as held:
             with starting(directory):
-                held.enter_context(locked(directory))
-                findings = scan(directory, files)
-                writer.open(dict(list(findings.heads.items())[-HEADS_MAX:]))
-                await recover_(findings)
-            tending = asyncio.create_task(_tend(writer))
+                if shared is None:
+                    held.enter_context(locked(directory))
+                await siblings.start()
+            tasks = [asyncio.create_task(_tend(writer))]
+            if shared is not None:
+                tasks += [asyncio.create_task(siblings.watch()), asyncio.create_task(_publish(shared))]
             if shipper is not None:
                 shipper.start()
             if remover is not None:
@@ -315,7 +336,8 @@ def _lifespan(
             try:
                 yield
             finally:
-                tending.cancel()
+                for task in tasks:
+                    task.cancel()
                 await _emptied(gate)
                 writer.close()
                 if writer.fault is not None:
@@ -327,6 +349,8 @@ def _lifespan(
                     remover.stop(STOP_REMOVING_S)
                 if shipper is not None:
                     shipper.stop(STOP_SHIPPING_S)
+                if shared is not None:
+                    shared.publish()
                 await network.aclose()
                 traces.close()
 
@@ -345,3 +369,9 @@ async def _tend(writer: JournalWriter) -> None:
     while True:  # ends with the gateway
         await asyncio.sleep(TEND_S)
         writer.tend()
+
+
+async def _publish(shared: SharedMetrics) -> None:
+    while True:  # ends with the gateway
+        shared.tend()
+        await asyncio.sleep(PUBLISH_S)

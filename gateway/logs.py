@@ -7,12 +7,16 @@ log line may be lost (and is then counted), a bill may not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
+import sys
 import threading
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 import orjson
 
@@ -22,11 +26,39 @@ FLUSH_S: Final = 0.05
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
-class LineWriter:
-    """A bounded queue of lines and the thread that writes them to a file descriptor."""
+class Lines(Protocol):
+    """Where log lines go."""
+
+    def write(self, line: bytes) -> None:
+        """Take one line, a JSON object, without its newline."""
+        ...
+
+
+class DirectLines:
+    """Writes each line at once, for a process that may have no thread; drops it where nobody reads."""
 
     def __init__(self, fd: int = 1) -> None:
+        self._fd = fd
+
+    def write(self, line: bytes) -> None:
+        """Write one line if that does not block."""
+        with contextlib.suppress(OSError):
+            if select.select([], [self._fd], [], 0)[1]:
+                os.write(self._fd, line + b"\n")
+
+
+class LineWriter:
+    """A bounded queue of lines and the thread that writes them to a file descriptor.
+
+    Args:
+        worker: the number that each line carries, where several processes write to one descriptor. A write
+            is then no larger than what a pipe takes in one piece.
+    """
+
+    def __init__(self, fd: int = 1, worker: int | None = None) -> None:
         self.dropped = 0
+        self._worker = b"{" if worker is None else b'{"worker":%d,' % worker
+        self._write_bytes_max = sys.maxsize if worker is None else select.PIPE_BUF
         self._fd = fd
         self._lines: deque[bytes] = deque()
         self._stop = threading.Event()
@@ -38,7 +70,7 @@ class LineWriter:
         if len(self._lines) >= LINES_MAX:
             self.dropped += 1
             return
-        self._lines.append(line)
+        self._lines.append(self._worker + line[1:])
 
     def close(self) -> None:
         """Write what is queued and stop; waits at most a second for a reader that does not read."""
@@ -54,12 +86,25 @@ class LineWriter:
         count = len(self._lines)
         if not count:
             return
-        data = b"\n".join([self._lines.popleft() for _ in range(count)]) + b"\n"
         try:
-            while data:  # bounded: each write takes at least one byte or raises
-                data = data[os.write(self._fd, data) :]
+            for data in self._pieces(count):
+                while data:  # bounded: each write takes at least one byte or raises
+                    data = data[os.write(self._fd, data) :]
         except OSError:
             self.dropped += count
+
+    def _pieces(self, count: int) -> Iterator[bytes]:
+        """Take `count` lines off the queue, as many in a piece as one write may have."""
+        piece: list[bytes] = []
+        size = 0
+        for _ in range(count):
+            line = self._lines.popleft() + b"\n"
+            if piece and size + len(line) > self._write_bytes_max:
+                yield b"".join(piece)
+                piece, size = [], 0
+            piece.append(line)
+            size += len(line)
+        yield b"".join(piece)
 
 
 class JSONFormatter(logging.Formatter):
@@ -80,9 +125,9 @@ class JSONFormatter(logging.Formatter):
 
 
 class LineHandler(logging.Handler):
-    """Hands formatted records to a LineWriter."""
+    """Hands formatted records on as lines."""
 
-    def __init__(self, writer: LineWriter) -> None:
+    def __init__(self, writer: Lines) -> None:
         super().__init__()
         self._writer = writer
         self.setFormatter(JSONFormatter())
@@ -99,7 +144,7 @@ def timestamp(unix_ns: int) -> str:
     return f"{t[0]:04d}-{t[1]:02d}-{t[2]:02d}T{t[3]:02d}:{t[4]:02d}:{t[5]:02d}.{ns // 1_000_000:03d}Z"
 
 
-def configure(level: str, writer: LineWriter) -> None:
+def configure(level: str, writer: Lines) -> None:
     """Send all logging of the process through `writer` as JSON lines."""
     root = logging.getLogger()
     root.handlers[:] = [LineHandler(writer)]

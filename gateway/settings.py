@@ -33,6 +33,13 @@ class ServerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that serve, about as many as there are cores. Above 1 there is one more, "
+        "which starts them and replaces those that die.",
+    )
     max_body_bytes: int = Field(
         10 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; above it 413."
     )
@@ -42,7 +49,7 @@ class ServerSettings(_Section):
     max_connections: int = Field(
         4096,
         ge=1,
-        description="Open connections; above it 503. Less where the process may open few files.",
+        description="Open connections of each worker; above it 503. Less where a process may open few files.",
     )
     max_header_bytes: int = Field(
         32 * 1024, ge=1024, description="Request line and headers together, in bytes; above it 431."
@@ -164,7 +171,7 @@ class UpstreamSettings(_Section):
         60.0, ge=0, description="How long a stream is read on after its client left, in seconds."
     )
     drains_max: int = Field(
-        1000, ge=0, description="How many streams are read on at a time after their clients left."
+        1000, ge=0, description="How many streams each worker reads on at a time after their clients left."
     )
     drain_bytes_max: int = Field(
         64 * 1024 * 1024, ge=0, description="How much is read after a client left, in bytes."

@@ -32,11 +32,18 @@ def main() -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; overrides server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; overrides server.port.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that serve; overrides server.workers.")
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     settings = _settings()
     listen = settings.server.model_copy(
-        update={name: value for name, value in (("host", host), ("port", port)) if value is not None}
+        update={
+            name: value
+            for name, value in (("host", host), ("port", port), ("workers", workers))
+            if value is not None
+        }
     )
     fault = serve_forever(settings.model_copy(update={"server": listen}))
     if fault is not None:

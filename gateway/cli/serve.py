@@ -1,30 +1,35 @@
-"""Serve: uvicorn with the gateway in it, set for speed and for honest ends."""
+"""Serve: uvicorn with the gateway in it, in one process or in several, set for speed and for honest ends."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import msgspec
 import uvicorn
 
 from gateway.admission.gate import Gate
 from gateway.admission.virtual_keys import KeyEntry
-from gateway.app import create_app
+from gateway.app import Worker, create_app
 from gateway.assembly import configured_keys
+from gateway.cli.supervisor import QUICK, READY, Supervisor, listen
 from gateway.core.errors import CannotStartError
 from gateway.core.exchange import Identity
 from gateway.front import FrontBounds, front_protocol
-from gateway.logs import LineWriter, configure
+from gateway.logs import DirectLines, LineWriter, configure
 from gateway.recorder import starting
 from gateway.settings import Settings, SettingsError
 from otel.journal.segments import locked
+from otel.shared_metrics import Board
 
 try:
     import resource
@@ -39,6 +44,7 @@ BACKLOG: Final = 2048
 FILES_KEPT: Final = 64
 """Files that are not for connections: journal, log, listener, libraries."""
 DEMO_USER: Final = "demo"
+Demo = tuple[str, KeyEntry]
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound
 
 
@@ -49,42 +55,89 @@ def serve_forever(settings: Settings) -> str | None:
     """
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
     os.environ.setdefault("OTEL_SERVICE_NAME", "spanbill")
-    lines = LineWriter()
+    directory = settings.journal.directory
+    with contextlib.ExitStack() as held:
+        try:
+            with starting(directory):
+                held.enter_context(locked(directory))
+                demo = _demo_key(settings)
+        except (SettingsError, CannotStartError) as fault:
+            return str(fault)
+        if settings.server.workers > 1:
+            return _supervise(settings, demo)
+    # It was a first look, so that a folder in use is said plainly before anything starts.
+    return _serve(settings, demo)
+
+
+def _supervise(settings: Settings, demo: Demo | None) -> str | None:
+    """Serve with several processes; the caller has locked the folder, and they all keep it."""
+    server = settings.server
+    configure(settings.logging.level, DirectLines())
     try:
-        with starting(settings.journal.directory):
-            with locked(settings.journal.directory):
-                pass  # a first look, so that a folder in use is said plainly before anything starts
-            demo = _demo_key(settings)
-        app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines)
+        listeners = listen(server.host, server.port, BACKLOG)
+    except OSError as fault:
+        return f"the gateway cannot listen on {server.host}:{server.port}: {fault.strerror}"
+    board = Board(server.workers)
+
+    def work(number: int, wire: socket.socket) -> str | None:
+        return _serve(settings, demo, Post(Worker(number=number, board=board), listeners, wire))
+
+    def begun() -> None:
+        if demo:
+            _greet(settings, demo[0])
+
+    return Supervisor(work, server.workers, listeners, server.shutdown_grace_s, begun).run()
+
+
+class Post(msgspec.Struct, frozen=True):
+    """What a worker has of its supervisor."""
+
+    worker: Worker
+    listeners: list[socket.socket]
+    wire: socket.socket
+
+
+def _serve(settings: Settings, demo: Demo | None, post: Post | None = None) -> str | None:
+    """Serve with this process; return why serving could not begin, or None.
+
+    Args:
+        post: None where this process is the whole gateway.
+    """
+    worker = None if post is None else post.worker
+    lines = LineWriter(worker=None if worker is None else worker.number)
+    try:
+        app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines, worker=worker)
     except (SettingsError, CannotStartError) as fault:
         return str(fault)
-    if demo:
+    if demo and post is None:
         _greet(settings, demo[0])
     configure(settings.logging.level, lines)
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.server.host,
-            port=settings.server.port,
-            loop="uvloop" if sys.platform != "win32" else "asyncio",
-            http=front_protocol(_bounds(settings), ids=app.ids, refused=app.refused),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=LEFTOVERS_S,
-        ),
-        app.gate,
-        settings.server.shutdown_grace_s,
+    config = uvicorn.Config(
+        app,
+        host=settings.server.host,
+        port=settings.server.port,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        http=front_protocol(_bounds(settings), ids=app.ids, refused=app.refused),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=LEFTOVERS_S,
     )
+    grace_s = settings.server.shutdown_grace_s
     for told in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal once more after its orderly stop; that must not end the process by it.
         signal.signal(told, lambda *_: None)
+    server = Server(config, app.gate, grace_s)
     try:
-        server.run()
+        if post is None:
+            server.run()
+        else:
+            server = WorkerServer(config, app.gate, grace_s, post.wire)
+            server.run(post.listeners)
     except SystemExit:  # uvicorn's way to say that it could not start
         if app.start_fault is None:
             return f"cannot serve on {settings.server.host}:{settings.server.port}; the log above says why"
@@ -121,6 +174,49 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+class WorkerServer(Server):
+    """A server among several, which listens to its supervisor.
+
+    A signal only ever begins the orderly stop: a terminal or a service manager sends one to every process,
+    and the supervisor passes on what it got. Only the supervisor's word makes an end of it.
+
+    Args:
+        wire: to the supervisor, see there.
+    """
+
+    def __init__(self, config: uvicorn.Config, gate: Gate, grace_s: float, wire: socket.socket) -> None:
+        super().__init__(config, gate, grace_s)
+        self._wire = wire
+        self._wire.setblocking(False)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say when requests are served."""
+        await super().startup(sockets)
+        if self.started:
+            with contextlib.suppress(OSError):  # the supervisor is gone: the first tick finds that out
+                self._wire.send(READY)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the orderly stop, once."""
+        if self._stop_at is None:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what the supervisor says, and stop when it is gone."""
+        try:
+            word = self._wire.recv(16)
+        except BlockingIOError:
+            return await super().on_tick(counter)
+        except OSError:
+            word = b""
+        if not word and self._stop_at is None:
+            log.error("the supervisor is gone; this worker stops")
+        self.handle_exit(signal.SIGTERM, None)
+        if QUICK in word:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
 def _bounds(settings: Settings) -> FrontBounds:
     """Return the front's bounds; a connection takes a file, and another one for its provider.
 
@@ -149,7 +245,7 @@ def _bounds(settings: Settings) -> FrontBounds:
     )
 
 
-def _demo_key(settings: Settings) -> tuple[str, KeyEntry] | None:
+def _demo_key(settings: Settings) -> Demo | None:
     """Return the demo key if no key is configured at all; kept beside the journal, for its owner only."""
     if not settings.demo or configured_keys(settings, os.environ):
         return None

@@ -27,6 +27,7 @@ from otel.journal.lines import Damage, Header, chain, kind_of, number_of
 from otel.journal.recovery import header_at, items_in
 from otel.journal.retention import Folder, Plan, Policy, Segment, Writer, plan
 from otel.journal.segments import MARKS, SUFFIX, day_of, name_of, segments_in
+from otel.journal.turn import Lock
 
 log = logging.getLogger("spanbill.journal")
 
@@ -67,6 +68,7 @@ class Remover:
 
     Args:
         consumers: names of cursors that must exist; others in the folder count as well.
+        lead: of several workers the one that has it removes; None where there is no other.
         now_ns: wall clock in Unix nanoseconds.
         pause: gives way to other threads.
     """
@@ -77,6 +79,7 @@ class Remover:
         retention: Retention,
         *,
         consumers: frozenset[str],
+        lead: Lock | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         files: Files | None = None,
         pause: Callable[[], None] = lambda: time.sleep(TURN_S),
@@ -85,6 +88,7 @@ class Remover:
         self._directory = directory
         self._retention = retention
         self._consumers = consumers
+        self._lead = lead
         self._now_ns = now_ns
         self._files = files or Files()
         self._pause = pause
@@ -109,6 +113,9 @@ class Remover:
         wait_s = 0.0
         while not self._stop.wait(wait_s):  # ends with stop()
             try:
+                if self._lead is not None and not self._lead.take():
+                    wait_s = EVERY_S
+                    continue
                 wait_s = MORE_S if self.run() == SEGMENTS_A_RUN else EVERY_S
             except (OSError, _NotSure) as fault:
                 why = reason_of(fault) if isinstance(fault, OSError) else str(fault)

@@ -1,0 +1,311 @@
+"""Supervisor: starts the workers of one gateway, replaces those that die, and ends with the last of them.
+
+    supervisor   holds the folder's lock and the listening sockets; no thread, no event loop, no request
+        │ fork
+        ├──▶ worker 0   a writer with segments of its own; a connection waits in the one queue of all
+        └──▶ worker 1       ▲ `s` stop, `q` stop without waiting, end of file: the supervisor is gone
+                            ▼ `r` serving, `f` and why it cannot serve
+
+The first worker begins alone: what is wrong with settings or folder is found, and said, once.
+
+A worker is forked, not a fresh interpreter: it serves a twentieth of a second after its predecessor's death
+instead of one and a half, all workers have the same checked settings, and what is imported is in memory once.
+That is sound only while this process has no thread, no loop and has drawn no random number: keep it so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from gateway.cli.restarts import DELAY_MAX_S, End, GiveUp, after
+
+log = logging.getLogger("spanbill.supervisor")
+
+STRAGGLER_S: Final = 25.0
+"""How long a worker may take beyond the grace: leftover connections, settling, the last delivery."""
+WAIT_S_MAX: Final = 5.0
+STOP, QUICK, READY, FAULT = b"s", b"q", b"r", b"f"
+FAULT_BYTES_MAX: Final = 16_384
+SIGNALS: Final = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+CRASHED: Final = 70
+"""Exit code of a worker that ended by an exception (EX_SOFTWARE)."""
+
+Work = Callable[[int, socket.socket], str | None]
+"""(worker's number, its end of the wire) -> None at its orderly end, else why it could not serve."""
+
+
+class _Place:
+    """One worker, living or to be started."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self.wire: socket.socket | None = None
+        self.serving_since: float | None = None
+        self.failures = 0
+        self.start_at = 0.0
+
+    def tell(self, order: bytes) -> None:
+        if self.wire is not None:
+            with contextlib.suppress(OSError):  # it is ending already
+                self.wire.send(order)
+
+    def ended(self) -> None:
+        self.pid = None
+        self.serving_since = None
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+
+
+class Supervisor:
+    """Keeps `count` workers at work; `run` it once.
+
+    Args:
+        work: what a worker does, in its own process.
+        listeners: closed when the gateway stops, so that nobody waits in their queue in vain.
+        grace_s: how long requests may go on at the end.
+        begun: called once, when the first worker serves.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        count: int,
+        listeners: Sequence[socket.socket],
+        grace_s: float,
+        begun: Callable[[], None],
+    ) -> None:
+        self._work = work
+        self._places = [_Place(number) for number in range(count)]
+        self._listeners = listeners
+        self._grace_s = grace_s
+        self._begun = begun
+        self._ever_served = False
+        self._fault: str | None = None
+        self._kill_at: float | None = None
+        self._wake: tuple[int, int] = (-1, -1)
+
+    def run(self) -> str | None:
+        """Return when all workers have ended: None after a stop that was asked for, else what went wrong."""
+        with self._signals():
+            while True:  # ends with the last worker after a stop
+                self._start_due()
+                self._wait()
+                self._reap()
+                if self._kill_at is not None and not self._living():
+                    return self._fault
+                if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                    self._kill_stragglers()
+
+    # signals and words of the workers
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        self._wake = os.pipe()
+        for fd in self._wake:
+            os.set_blocking(fd, False)
+        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for fd in self._wake:
+                os.close(fd)
+
+    def _wait(self) -> None:
+        """Wait for a signal, for a word of a worker, or for the next thing to do."""
+        now = time.monotonic()
+        dues = [place.start_at for place in self._due()]
+        if self._kill_at is not None:
+            dues.append(self._kill_at)
+        wait_s = min([WAIT_S_MAX, *(max(0.0, due - now) for due in dues)])
+        wires = {place.wire.fileno(): place for place in self._places if place.wire is not None}
+        wake = self._wake[0]
+        heard: list[int] = select.select([wake, *wires], [], [], wait_s)[0]
+        for fd in heard:
+            if fd != wake:
+                self._hear(wires[fd])
+                continue
+            for number in os.read(wake, 256):
+                if number != signal.SIGCHLD:
+                    self._stop(signal.Signals(number).name)
+
+    def _hear(self, place: _Place) -> None:
+        assert place.wire is not None
+        word = b""
+        with contextlib.suppress(OSError):
+            word = place.wire.recv(FAULT_BYTES_MAX)
+        if word.startswith(FAULT):
+            self._fault = word[len(FAULT) :].decode(errors="replace")
+        elif word == READY:
+            place.serving_since = time.monotonic()
+            if not self._ever_served:
+                self._ever_served = True
+                self._begun()
+            log.info("a worker serves", extra={"worker": place.number, "pid": place.pid})
+        elif not word:
+            place.wire.close()  # it is ending: the signal says so in a moment
+            place.wire = None
+
+    def _stop(self, why: str) -> None:
+        """Tell all to stop; the second time, not to wait for anybody."""
+        first = self._kill_at is None
+        log.info("stopping" if first else "stopping without waiting", extra={"why": why})
+        if first:
+            self._kill_at = time.monotonic() + self._grace_s + STRAGGLER_S
+            for listener in self._listeners:
+                listener.close()
+        for place in self._places:
+            place.tell(STOP if first else QUICK)
+
+    # processes
+
+    def _living(self) -> list[_Place]:
+        return [place for place in self._places if place.pid is not None]
+
+    def _due(self) -> list[_Place]:
+        """Return the places whose workers are to be started, now or later."""
+        if self._kill_at is not None:
+            return []
+        places = self._places if self._ever_served else self._places[:1]
+        return [place for place in places if place.pid is None]
+
+    def _start_due(self) -> None:
+        for place in self._due():
+            if place.start_at <= time.monotonic():
+                self._start(place)
+
+    def _start(self, place: _Place) -> None:
+        assert threading.active_count() == 1, "a fork would copy locks that nobody ever gives up"
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may reach the child by way of our handlers
+        try:
+            pid = os.fork()
+        except OSError as fault:
+            pid = -1
+            place.start_at = time.monotonic() + DELAY_MAX_S
+            log.error("a worker cannot be started now", extra={"worker": place.number, "why": fault.strerror})
+        if not pid:
+            ours.close()
+            self._be(place.number, theirs)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        theirs.close()
+        if pid < 0:
+            ours.close()
+            return
+        ours.setblocking(False)
+        place.pid, place.wire = pid, ours
+
+    def _be(self, number: int, wire: socket.socket) -> None:
+        """Be a worker; does not return."""
+        code = CRASHED
+        try:
+            signal.set_wakeup_fd(-1)
+            for told in SIGNALS:
+                signal.signal(told, signal.SIG_DFL)
+            for fd in self._wake:
+                os.close(fd)
+            for place in self._places:  # else its worker would not see the end of this supervisor
+                if place.wire is not None:
+                    place.wire.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            fault = self._work(number, wire)
+            if fault is not None:
+                wire.send(FAULT + fault.encode()[: FAULT_BYTES_MAX - 1])
+            code = 0 if fault is None else 1
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        finally:
+            raised = sys.exception()
+            if raised is not None:
+                traceback.print_exception(raised)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self) -> None:
+        while self._living():  # each turn takes one away
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            for place in self._places:
+                if place.pid == pid:
+                    self._ended(place, status)
+
+    def _ended(self, place: _Place, status: int) -> None:
+        if place.wire is not None:
+            self._hear(place)  # its last word
+        now = time.monotonic()
+        end = End(
+            served_s=None if place.serving_since is None else now - place.serving_since,
+            killed=os.WIFSIGNALED(status),
+            failures=place.failures,
+            ever_served=self._ever_served,
+            others_serve=any(p.serving_since is not None for p in self._places if p is not place),
+        )
+        facts = {"worker": place.number, "pid": place.pid, "status": os.waitstatus_to_exitcode(status)}
+        place.ended()
+        if self._kill_at is not None:
+            return
+        step = after(end)
+        if isinstance(step, GiveUp):
+            log.error("a worker ended; the gateway gives up", extra=facts)
+            self._fault = self._fault or "the workers cannot serve; the log above says why"
+            self._stop("no worker can serve")
+            return
+        log.warning("a worker ended; it is started again", extra={**facts, "delay_s": step.delay_s})
+        place.failures = step.failures
+        place.start_at = now + step.delay_s
+
+    def _kill_stragglers(self) -> None:
+        for place in self._living():
+            assert place.pid is not None
+            log.error("a worker does not end and is killed", extra={"worker": place.number, "pid": place.pid})
+            os.kill(place.pid, signal.SIGKILL)
+        self._kill_at = time.monotonic() + STRAGGLER_S
+
+
+def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Return a listening socket for each address of `host`.
+
+    Raises:
+        OSError: it has none, or one cannot be listened on.
+    """
+    flags = socket.AI_PASSIVE
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            one = socket.socket(family, kind, protocol)
+            listeners.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(address)
+            one.listen(backlog)
+            one.setblocking(False)
+    except OSError:
+        for one in listeners:
+            one.close()
+        raise
+    return listeners
