@@ -26,13 +26,15 @@ from hypothesis import strategies as st
 from gateway.core.errors import GatewayFault
 from otel.journal import JournalUnavailable
 from otel.journal.audit import KINDS, Report, audit_folder
+from otel.journal.audit import folder as folder_module
 from otel.journal.audit.findings import SHOWN_MAX
-from otel.journal.audit.scan import in_order, lines_of
+from otel.journal.audit.scan import WriterFile, in_order, lines_of
 from otel.journal.audit.sequence import RING
 from otel.journal.files import Files
 from otel.journal.lines import LINE_BYTES_MAX, chain, encode_line
 from otel.journal.policy import UNDURABLE_MAX
 from otel.journal.recovery import retire, scan
+from otel.journal.segments import mark_path
 from tests.journals import (
     CRC_BYTES,
     DEAD,
@@ -1310,3 +1312,27 @@ def test_the_page_explains_every_kind_of_finding() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
     for kind in KINDS:
         assert f"`{kind}`" in page, kind
+
+
+async def test_a_recovery_that_ends_while_marks_are_read_is_no_breach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first writer's mark is read before the bill is durable there, the dead one's when it has gone."""
+    with Book(tmp_path, "z0") as dead:
+        await dead.durable(dead.intent(1))
+    gone = mark_path(tmp_path, dead.writer.name)
+    with Book(tmp_path, "a0") as living:
+        await living.durable(living.intent(2))
+        read = folder_module._writer_file
+        before = read(mark_path(tmp_path, living.writer.name))
+        await living.durable(living.bill(1, recovered=True))
+
+        def reading(path: Path) -> WriterFile:
+            if path == gone:
+                path.unlink()
+            return before if gone.exists() else read(path)
+
+        monkeypatch.setattr(folder_module, "_writer_file", reading)
+        report = audit_folder(tmp_path)
+    assert not gone.exists(), "the fault did not fire"
+    assert (notes(report), report.facts.in_flight) == ({}, 1)

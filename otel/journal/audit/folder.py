@@ -8,6 +8,7 @@ that came meanwhile, segments, and last what retention removed meanwhile.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -31,6 +32,8 @@ LOG_LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 WATERMARK: Final = struct.Struct("<QQ")
 OFFSET_BITS: Final = 40
 ALL_WRITTEN: Final = 2**64 - 1
+MARK_LISTS_MAX: Final = 100
+"""Tries to read all marks without one of them going meanwhile; one goes when a dead writer was recovered."""
 READS_MAX: Final = 1000
 """Tries to find both halves of a watermark equal; each is one read beside a writer that stores 16 bytes."""
 
@@ -131,19 +134,23 @@ def audit_folder(
 def writers_in(directory: Path) -> dict[str, WriterFile]:
     """Return what the writers' marks say.
 
+    A mark that goes meanwhile is that of a dead writer whose bills are durable by now, in another one's
+    segments: what was read before is too old for them, and all is read again.
+
     Raises:
         OSError: one cannot be read.
     """
-    found = {}
-    folder = directory / MARKS
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix == ".new":
-            continue  # not a mark yet
+    for _ in range(MARK_LISTS_MAX):
+        found = {}
+        folder = directory / MARKS
         try:
-            found[path.name] = _writer_file(path)
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.suffix != ".new":  # else not a mark yet
+                    found[path.name] = _writer_file(path)
         except FileNotFoundError:
-            continue  # retired since its name was read
-    return found
+            continue
+        return found
+    raise OSError(errno.EAGAIN, "writers come and go faster than they can be read", str(directory / MARKS))
 
 
 def _newcomers(writers: dict[str, WriterFile], names: dict[str, int]) -> dict[str, WriterFile]:
