@@ -142,12 +142,25 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as fault:
             holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            held = f"the journal in {directory} is held by the gateway with process id {holder}"
+            if _gone(holder):
+                raise JournalLocked(f"{held}, which is gone; its workers are ending, try again") from fault
             raise JournalLocked(
-                f"the journal in {directory} is held by the gateway with process id {holder}; "
-                "stop it, or give this one a folder of its own (journal.directory)"
+                f"{held}; stop it, or give this one a folder of its own (journal.directory)"
             ) from fault
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(fd)
+
+
+def _gone(process: str) -> bool:
+    """Say whether there is no such process; what it started may still hold what it held."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, OSError):
+        return False
+    return False
