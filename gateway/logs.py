@@ -57,7 +57,7 @@ class LineWriter:
 
     def __init__(self, fd: int = 1, worker: int | None = None) -> None:
         self.dropped = 0
-        self._worker = b"{" if worker is None else b'{"worker":%d,' % worker
+        self._worker = b"" if worker is None else b'{"worker":%d,' % worker
         self._write_bytes_max = sys.maxsize if worker is None else select.PIPE_BUF
         self._fd = fd
         self._lines: deque[bytes] = deque()
@@ -70,7 +70,7 @@ class LineWriter:
         if len(self._lines) >= LINES_MAX:
             self.dropped += 1
             return
-        self._lines.append(self._worker + line[1:])
+        self._lines.append(self._worker + line[1:] if self._worker else line)
 
     def close(self) -> None:
         """Write what is queued and stop; waits at most a second for a reader that does not read."""

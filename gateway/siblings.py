@@ -96,8 +96,12 @@ class Siblings:
             findings = await asyncio.to_thread(scan, self._directory, self._files)
             if not findings.dead:
                 return 0
-            self._writer.take_over(_heads(findings))
             turn.begin(self._writer.name)
+            try:
+                self._writer.take_over(_heads(findings))
+            except JournalUnavailable:
+                turn.end()  # nothing was begun
+                raise
             number, bills = await write_bills(
                 findings, self._writer, self._recorder, self._prices, self._observe
             )

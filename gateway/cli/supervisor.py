@@ -8,7 +8,7 @@
 
 The first worker begins alone: what is wrong with settings or folder is found, and said, once.
 
-A worker is forked, not a fresh interpreter: it serves a twentieth of a second after its predecessor's death
+A worker is forked, not a fresh interpreter: it serves two tenths of a second after its predecessor's death
 instead of one and a half, all workers have the same checked settings, and what is imported is in memory once.
 That is sound only while this process has no thread, no loop and has drawn no random number: keep it so.
 """
@@ -53,6 +53,7 @@ class _Place:
         self.pid: int | None = None
         self.wire: socket.socket | None = None
         self.serving_since: float | None = None
+        self.fault: str | None = None
         self.failures = 0
         self.start_at = 0.0
 
@@ -150,14 +151,15 @@ class Supervisor:
         word = b""
         with contextlib.suppress(OSError):
             word = place.wire.recv(FAULT_BYTES_MAX)
-        if word.startswith(FAULT):
-            self._fault = word[len(FAULT) :].decode(errors="replace")
-        elif word == READY:
+        if word.startswith(READY):
             place.serving_since = time.monotonic()
             if not self._ever_served:
                 self._ever_served = True
                 self._begun()
             log.info("a worker serves", extra={"worker": place.number, "pid": place.pid})
+            word = word[len(READY) :] or READY
+        if word.startswith(FAULT):
+            place.fault = word[len(FAULT) :].decode(errors="replace")
         elif not word:
             place.wire.close()  # it is ending: the signal says so in a moment
             place.wire = None
@@ -228,7 +230,8 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             fault = self._work(number, wire)
             if fault is not None:
-                wire.send(FAULT + fault.encode()[: FAULT_BYTES_MAX - 1])
+                with contextlib.suppress(OSError):  # the supervisor is gone
+                    wire.send(FAULT + fault.encode()[: FAULT_BYTES_MAX - len(FAULT)])
             code = 0 if fault is None else 1
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
@@ -263,17 +266,24 @@ class Supervisor:
             ever_served=self._ever_served,
             others_serve=any(p.serving_since is not None for p in self._places if p is not place),
         )
-        facts = {"worker": place.number, "pid": place.pid, "status": os.waitstatus_to_exitcode(status)}
+        facts: dict[str, object] = {
+            "worker": place.number,
+            "pid": place.pid,
+            "status": os.waitstatus_to_exitcode(status),
+        }
+        fault, place.fault = place.fault, None
         place.ended()
         if self._kill_at is not None:
             return
         step = after(end)
         if isinstance(step, GiveUp):
             log.error("a worker ended; the gateway gives up", extra=facts)
-            self._fault = self._fault or "the workers cannot serve; the log above says why"
+            self._fault = fault or "the workers cannot serve; the log above says why"
             self._stop("no worker can serve")
             return
-        log.warning("a worker ended; it is started again", extra={**facts, "delay_s": step.delay_s})
+        log.warning(
+            "a worker ended; it is started again", extra={**facts, "delay_s": step.delay_s, "why": fault}
+        )
         place.failures = step.failures
         place.start_at = now + step.delay_s
 
