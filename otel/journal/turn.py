@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from otel.journal.segments import mark_path
 
 RECOVERING: Final = "recovering"
 NAME_BYTES_MAX: Final = 256
+WRITER: Final = re.compile(rb"[0-9a-z]+-[0-9]+")
 
 
 class Lock:
@@ -88,8 +90,8 @@ def turn_to_recover(directory: Path, files: Files) -> Iterator[Turn | None]:
         if not lock.take():
             yield None
             return
-        name = os.pread(lock.fd, NAME_BYTES_MAX, 0).decode("ascii", "replace")
-        dying = "/" not in name and name and files.held(mark_path(directory, name)) is not None
+        name = os.pread(lock.fd, NAME_BYTES_MAX, 0)  # a power loss can leave anything there
+        dying = WRITER.fullmatch(name) and files.held(mark_path(directory, name.decode())) is not None
         yield None if dying else Turn(lock.fd)
     finally:
         lock.release()

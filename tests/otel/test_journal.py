@@ -22,6 +22,7 @@ from otel.journal.lines import (
     Damage,
     chain,
     encode_line,
+    header_of,
     lines_in,
     parse,
     previous_of,
@@ -291,3 +292,44 @@ def test_a_cursor_that_cannot_be_read_starts_over(tmp_path: Path, contents: byte
     path.write_bytes(contents)
     assert Cursor(path)["segment"] == 0
     assert path.with_suffix(".unreadable").read_bytes() == contents
+
+
+def sealed_in(folder: Path) -> list[dict[str, object]]:
+    """Return what each segment's header says of dead writers."""
+    found = []
+    for path in segments_in(folder, Files()):
+        header = header_of(parse(path.read_bytes().split(b"\n", 1)[0]))
+        found.append({writer: tuple(head) for writer, head in header.sealed.items()})
+    return found
+
+
+async def test_heads_that_are_taken_over_are_durable_at_once_and_stay(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    await writer.durable(writer.append("I", "a", "{}"))
+    files.log.clear()
+    writer.take_over({"dead-1": (7, "a" * 16)})
+    assert files.log[0] == "sync"
+    files.failing_syncs = 1
+    await writer.durable(writer.append("S", "a", "{}"))
+    assert files.failing_syncs == 0, "the fault did not fire"
+    writer.close()
+    # What the segment held was written again to the next one; but it is the one that has the heads.
+    assert sealed_in(tmp_path) == [{}, {"dead-1": (7, "a" * 16)}, {}]
+
+
+@pytest.mark.parametrize("fault", ["failing_creates", "failing_syncs"])
+async def test_a_writer_takes_nothing_over_that_the_disk_does_not(tmp_path: Path, fault: str) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files)
+    await writer.durable(writer.append("I", "a", "{}"))
+    setattr(files, fault, 1)
+    with pytest.raises(JournalUnavailable):
+        writer.take_over({"dead-1": (7, "a" * 16)})
+    assert getattr(files, fault) == 0, "the fault did not fire"
+    await writer.durable(writer.append("S", "a", "{}"))
+    writer.tend()
+    writer.take_over({"dead-1": (7, "a" * 16)})
+    writer.close()
+    assert sealed_in(tmp_path)[-1] == {"dead-1": (7, "a" * 16)}
+    assert bodies(tmp_path) == ["a", "a"]

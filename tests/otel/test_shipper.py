@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from otel.journal.cursor import Cursor
 from otel.journal.lines import GENESIS, encode_line
 from otel.journal.reader import Reader
+from otel.journal.turn import Lock
 from otel.otlp import (
     Accepted,
     Endpoint,
@@ -45,7 +48,9 @@ class Collector:
         return httpx.Response(200, json={})
 
 
-def make(folder: Path, collector: Collector, lines_max: int = 10) -> Shipper:
+def make(
+    folder: Path, collector: Collector, lines_max: int = 10, lead: Lock | None = None, interval_s: float = 0.2
+) -> Shipper:
     cursor = Cursor(folder / "cursors" / "otlp.json")
     return Shipper(
         Reader(folder, cursor),
@@ -56,6 +61,8 @@ def make(folder: Path, collector: Collector, lines_max: int = 10) -> Shipper:
         jitter=lambda: 0.5,
         now_ns=lambda: 1,
         lines_max=lines_max,
+        interval_s=interval_s,
+        lead=lead,
     )
 
 
@@ -244,3 +251,63 @@ def test_a_variable_that_could_never_work_is_refused_by_its_name(variable: str, 
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", f"OTEL_EXPORTER_OTLP_{variable}": value}
     with pytest.raises(EndpointError, match=f"^OTEL_EXPORTER_OTLP_{variable}: "):
         endpoint_from_env(environ)
+
+
+def lead(folder: Path) -> Lock:
+    return Lock(folder / "cursors" / "otlp.lock")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not come")
+
+
+def test_of_two_shippers_one_delivers_and_the_other_goes_on_where_it_ended(journal: Path) -> None:
+    collector = Collector()
+    first = make(journal, collector, lines_max=5, lead=lead(journal), interval_s=0.01)
+    second = make(journal, collector, lines_max=5, lead=lead(journal), interval_s=0.01)
+    first.start()
+    wait_for(lambda: len(collector.accepted) == len(BILLS))
+    second.start()  # its cursor says that nothing is delivered yet
+    wait_for(lambda: not lead(journal).take())
+    assert second.stats.posts == 0
+    first.stop(30)
+    newer = journal / "2026-01-03"
+    newer.mkdir()
+    line = encode_line("S", "late", len(BILLS) + 3, GENESIS, json.dumps({"id": "late"}))
+    (newer / "boot-0-000003.jsonl").write_bytes(line)
+    wait_for(lambda: "late" in collector.accepted)
+    second.stop(30)
+    assert collector.accepted == [*BILLS, "late"]
+    assert second.stats.shipped == 1
+
+
+def test_a_shipper_that_stands_by_delivers_at_the_end_what_the_one_before_it_left(journal: Path) -> None:
+    collector = Collector()
+    holder = lead(journal)
+    assert holder.take()
+    shipper = make(journal, collector, lead=lead(journal))
+    shipper.start()
+    stopping = threading.Thread(target=shipper.stop, args=(30,))
+    stopping.start()
+    assert collector.requests == 0
+    holder.release()
+    stopping.join(30)
+    assert collector.accepted == BILLS
+
+
+def test_a_shipper_that_never_gets_the_lead_delivers_nothing(journal: Path) -> None:
+    collector = Collector()
+    holder = lead(journal)
+    assert holder.take()
+    shipper = make(journal, collector, lead=lead(journal))
+    shipper.start()
+    shipper.stop(0.2)
+    holder.release()
+    assert shipper._thread is not None
+    shipper._thread.join(30)
+    assert not shipper._thread.is_alive()
+    assert collector.requests == 0

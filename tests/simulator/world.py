@@ -231,7 +231,7 @@ class World(Surroundings):
             if not self.faulty:
                 worker.writer.tend()
                 await worker.writer.durable(worker.writer.number)
-            if worker.writer.open_intents:
+            if len(worker.writer._open):
                 self.ledger.broken.append(f"{worker.writer.name}: an intent stays open, and nobody serves it")
             worker.writer.close()
         if self.faulty:
