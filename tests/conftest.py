@@ -1,4 +1,7 @@
-"""Where the tests find real provider traffic; they skip, and say so, where it is absent."""
+"""Where the tests find real provider traffic; they skip, and say so, where it is absent.
+
+Generated tests take as long as the machine needs, and try the same examples in every CI run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "spanbill",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("spanbill")
 
 ROOT = Path(__file__).resolve().parent.parent
 

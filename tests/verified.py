@@ -8,17 +8,20 @@ from otel.journal.audit.reconcile import reconcile
 from otel.journal.audit.scan import Scan, Segment, WriterFile, in_order
 
 
-def verified(segments: Mapping[str, bytes], marks: Iterable[str]) -> list[str]:
+def verified(
+    segments: Mapping[str, bytes], marks: Iterable[str], manifest: Iterable[bytes] = ()
+) -> list[str]:
     """Return every breach; notes are none.
 
     Args:
         segments: what stands in `<day>/<file>`.
         marks: names of writers that are gone and not retired.
+        manifest: lines of removed.jsonl.
     """
     audit = Scan({name: WriterFile(live=False) for name in marks})
     for name in in_order(segments):
         audit.segment(Segment(name=name, blocks=(segments[name],)))
-    reconcile(audit, ())
+    reconcile(audit, manifest)
     return [
         f"verify: {finding.kind}: {finding.what} at {finding.where}"
         for finding in audit.findings.shown

@@ -47,7 +47,7 @@ _COST: Final = re.compile(rb'"billing\.cost\.usd","value":\{"stringValue":"([0-9
 _QUARANTINED: Final = re.compile(rb'"segment":"([^"\\]+)"')
 
 
-class _NotSure(Exception):
+class NotSure(Exception):
     """Something that must be known before anything is removed cannot be; the message says what."""
 
 
@@ -117,7 +117,7 @@ class Remover:
                     wait_s = EVERY_S
                     continue
                 wait_s = MORE_S if self.run() == SEGMENTS_A_RUN else EVERY_S
-            except (OSError, _NotSure) as fault:
+            except (OSError, NotSure) as fault:
                 why = reason_of(fault) if isinstance(fault, OSError) else str(fault)
                 log.error("old segments cannot be removed now", extra={"why": why})
                 wait_s = EVERY_S
@@ -226,7 +226,7 @@ class Remover:
     def _small_file(self, path: Path) -> bytes:
         size = self._files.size(path)
         if size > SMALL_FILE_BYTES_MAX:
-            raise _NotSure(f"{path.name} has {size} bytes; at most {SMALL_FILE_BYTES_MAX} are read")
+            raise NotSure(f"{path.name} has {size} bytes; at most {SMALL_FILE_BYTES_MAX} are read")
         return self._files.read(path, 0, size)
 
     # one segment
@@ -242,7 +242,7 @@ class Remover:
         except FileNotFoundError:
             return {}
         if not self._files.is_plain(path):
-            raise _NotSure(f"{MANIFEST} is a link")
+            raise NotSure(f"{MANIFEST} is a link")
         whole, newline, torn = data.rpartition(b"\n")
         if torn:
             self._files.replace(path, whole + newline)
@@ -251,7 +251,7 @@ class Remover:
             try:
                 entry = msgspec.json.decode(line, type=Removed)
             except msgspec.MsgspecError as fault:
-                raise _NotSure(f"{MANIFEST} has a line that cannot be read") from fault
+                raise NotSure(f"{MANIFEST} has a line that cannot be read") from fault
             found.setdefault(entry.segment, entry)
         return found
 
@@ -267,7 +267,7 @@ class Remover:
             self._files.append(self._directory / MANIFEST, msgspec.json.encode(held) + b"\n")
             manifest[segment.name] = held
         elif noted != msgspec.structs.replace(held, removed_unix_ns=noted.removed_unix_ns):
-            raise _NotSure(f"{MANIFEST} has another account of {segment.name}")
+            raise NotSure(f"{MANIFEST} has another account of {segment.name}")
         self._files.remove(path)
         if segment.day < day_of(self._now_ns() - DAY_NS):  # nobody makes segments there any more
             self._files.remove_directory(path.parent)

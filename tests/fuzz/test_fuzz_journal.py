@@ -171,9 +171,6 @@ class Memory(Files):
     def held(self, path: Path) -> int | None:
         return None
 
-    def said(self, path: Path) -> int:
-        return 0
-
 
 def test_no_damage_to_a_folder_makes_a_bill_or_hides_a_whole_one(tmp_path: Path) -> None:
     written = {line[:-1] for line in (*ONE, *TWO)}

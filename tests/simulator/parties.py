@@ -59,10 +59,12 @@ class Surroundings:
         seed: decides everything.
     """
 
+    disk_type: type[SimDisk] = SimDisk
+
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.faults = Faults(self.rng, 0.0)
-        self.disk = SimDisk(self.faults)
+        self.disk = self.disk_type(self.faults)
         self.ledger = Ledger()
         self.faulty = True
         self.promises = True

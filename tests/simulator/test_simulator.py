@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulator.planted import BUGS, JOBS, WORLDS, plant
+from tests.simulator.retention import RetentionWorld, retention_breaches
 from tests.simulator.run import LIVES, REQUESTS, SHOWN_MAX, Totals, run_worlds
 from tests.simulator.world import World
 
@@ -35,6 +36,8 @@ FAULTS = {
     "short write",
 }
 """What `tests.simulator.disk` can do to a gateway, power losses aside."""
+RETENTION_WORLDS = (744, 790, *range(600 if TORTURE else 60))
+"""The first two once brought false alarms of `spanbill verify`."""
 BUGS_MIN = 30
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +61,16 @@ def test_no_world_loses_doubles_or_changes_a_bill() -> None:
     assert totals.clock_jumps >= CRASHES_MIN // 10
     assert totals.joined >= CRASHES_MIN // 10, "no second writer was at work"
     assert set(totals.fired) == FAULTS, "a kind of fault never fired"
+
+
+def test_retention_takes_only_what_was_delivered_and_can_be_proved() -> None:
+    removed = 0
+    for seed in RETENTION_WORLDS:
+        world = RetentionWorld(seed, lives=LIVES, requests=REQUESTS)
+        world.run()
+        removed += world.removed
+        assert not retention_breaches(world), seed
+    assert removed > len(RETENTION_WORLDS), "retention was not at work"
 
 
 def test_the_same_seed_is_the_same_history() -> None:
