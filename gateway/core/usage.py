@@ -32,12 +32,14 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OtherUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What another model than the one that served consumed inside the same reply: an adviser, a fallback.
+    """What a reply consumed beside its own counts: an adviser, a model that declined, a compaction pass.
+
+    Mostly of another model than the one that served; a compaction is of the same one.
 
     Args:
         model: as the provider names it.
         reason: why it was called, in the provider's word.
-        counts: as `Usage.counts`; none of them is in the counts of the model that served.
+        counts: as `Usage.counts`; none of them is in the counts of the reply itself.
     """
 
     model: str

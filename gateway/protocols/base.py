@@ -31,10 +31,12 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         reasoning_in_output: the reported output count already includes reasoning tokens.
+        hidden_output: tokens that only the total holds are output: hidden thinking.
         stream_usage: see `StreamUsage`.
     """
 
     reasoning_in_output: bool = True
+    hidden_output: bool = False
     stream_usage: StreamUsage = "on_request"
 
 

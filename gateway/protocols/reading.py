@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -22,6 +23,8 @@ CODE_CHARS_MAX: Final = 64
 TOKENS_MAX: Final = 2**53 - 1
 
 Facts = TypeVar("Facts")
+
+XAI_TICKS_PER_USD: Final = 10**10
 
 _any_decoder: Final = msgspec.json.Decoder(float_hook=Decimal)
 _COST_DIGITS_MAX: Final = 40
@@ -80,25 +83,63 @@ def text(value: object, chars_max: int = TEXT_CHARS_MAX) -> str | None:
 class Counts:
     """Collects reported counts, and what was wrong with the others."""
 
-    __slots__ = ("anomalies", "values")
+    __slots__ = ("anomalies", "said", "values")
 
     def __init__(self) -> None:
         self.values: dict[str, int] = {}
         self.anomalies: list[str] = []
+        self.said: dict[str, str] = {}
+        """What was said without a number: `cache_hit`, `cache_write`."""
+
+    def put(self, name: str, value: object) -> bool:
+        """Keep a value if it is a count; say whether it was one. None is nothing, all else is flagged."""
+        if type(value) is int and 0 <= value <= COUNT_MAX:
+            self.values[name] = value
+            return True
+        if value is not None:
+            self.flag(f"{name}_unusable")
+        return False
 
     def take(self, name: str, source: object, *keys: str) -> bool:
         """Take the first of `keys` that `source` reports with a usable count; say whether one was found."""
-        if not isinstance(source, dict):
-            return False
-        for key in keys:
-            value = source.get(key)
-            if value is None:
-                continue
-            if type(value) is int and 0 <= value <= COUNT_MAX:
-                self.values[name] = value
-                return True
-            self.flag(f"{name}_unusable")
+        if isinstance(source, dict):
+            for key in keys:
+                if key in source and self.put(name, source[key]):
+                    return True
         return False
+
+    def whole(self, name: str, value: object) -> bool:
+        """Take a count that may be written with a zero fraction, as 6.0."""
+        if (
+            isinstance(value, Decimal)
+            and value.is_finite()
+            and abs(value) <= COUNT_MAX
+            and value == int(value)
+        ):
+            value = int(value)
+        return self.put(name, value)
+
+    def sum(self, name: str, value: object) -> None:
+        """Add a count to what was taken under this name, if anything was."""
+        before = self.values.get(name)
+        if self.whole(name, value) and before is not None:
+            self.add(name, before)
+
+    def seconds(self, name: str, value: object) -> bool:
+        """Take a duration in seconds; a begun second is a whole one."""
+        if isinstance(value, Decimal) and value.is_finite() and abs(value) <= COUNT_MAX:
+            value = math.ceil(value)
+        return self.put(name, value)
+
+    def literal(self, name: str, key: str, source: dict[str, Any]) -> bool:
+        """Take a `cache_hit` or `cache_write` that stands in the payload itself: a count, or yes or no."""
+        if key not in source:
+            return False
+        value = source[key]
+        if isinstance(value, bool):
+            self.said[key] = "true" if value else "false"
+            return False
+        return self.put(name, value)
 
     def add(self, name: str, units: int) -> None:
         """Add to a count that was taken; a sum past COUNT_MAX is no count."""
@@ -127,6 +168,26 @@ class Counts:
                 self.flag(f"media_exceeds_{side}")
         if "output" in values and values.get("reasoning", 0) > values["output"]:
             self.flag("reasoning_exceeds_output")
+
+
+def reported_cost(usage: dict[str, Any]) -> str | None:
+    """Return what a usage object says that the reply cost, in USD, exact; None where it says nothing.
+
+    `cost` (OpenRouter, Vercel, Avian; Perplexity's is an object with a total), xAI's ticks of 10^-10 USD,
+    and the estimates of routers behind us.
+    """
+    cost = usage.get("cost")
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")
+    if cost is not None and (found := cost_usd(cost)) is not None:
+        return found
+    ticks = usage.get("cost_in_usd_ticks")
+    if type(ticks) is int and 0 <= ticks <= COUNT_MAX:
+        return cost_usd(Decimal(ticks) / XAI_TICKS_PER_USD)
+    if "estimated_cost" in usage:
+        return cost_usd(usage["estimated_cost"])
+    router = usage.get("pydantic_ai_gateway")
+    return cost_usd(router.get("cost_estimate")) if isinstance(router, dict) else None
 
 
 def cost_usd(value: object) -> str | None:

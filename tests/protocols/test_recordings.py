@@ -59,7 +59,7 @@ def exchanges(folder: Path, *apis: str) -> Iterator[tuple[str, dict[str, Any], P
 
 
 def counts_of(usage: Usage | None) -> dict[str, int]:
-    return {} if usage is None else usage.counts
+    return {} if usage is None else {k: v for k, v in usage.counts.items() if k in NAMES.values()}
 
 
 def expected_counts(recording: dict[str, Any]) -> dict[str, int]:

@@ -50,9 +50,22 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
 def usage_of(value: dict[str, Any], dialect: Dialect) -> Usage | None:
     """Return the usage of a reply or chunk, wherever the provider puts it."""
     usage = value.get("usage")
-    if usage is None and isinstance(value.get("x_groq"), dict):
-        usage = value["x_groq"].get("usage")
+    if usage is None:
+        usage = _usage_elsewhere(value)
+    elif isinstance(usage, dict) and ("cache_hit" in value or "cache_write" in value):
+        said = {key: value[key] for key in ("cache_hit", "cache_write") if key in value}
+        usage = {**said, **usage}
     return read_usage(usage, dialect, service_tier=value.get("service_tier"))
+
+
+def _usage_elsewhere(value: dict[str, Any]) -> object:
+    """Return the usage that stands under `x_groq` (Groq) or in the first choice (Moonshot)."""
+    groq, choices = value.get("x_groq"), value.get("choices")
+    if isinstance(groq, dict):
+        return groq.get("usage")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return choices[0].get("usage")
+    return None
 
 
 def error_type(error: object) -> str:

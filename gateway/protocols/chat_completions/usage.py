@@ -1,20 +1,17 @@
 """Usage of chat completions: input includes what was cached, output includes reasoning.
 
-Where a provider's own arithmetic differs it is put right here: if the total proves that completion and
-reasoning tokens were counted apart (xAI), or the provider's card says so (Vercel's gateway), output is
-their sum. Every choice is listed in `docs/usage-choices.md`.
+Where a provider's own arithmetic differs it is put right here: if the total proves that reasoning or audio
+was counted apart (xAI, Mistral), or the provider's card says so (Vercel's gateway, Google's compatible door),
+the whole is made to include it. Every choice is listed in `docs/usage.md`.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
-from gateway.core.usage import COUNT_MAX, Usage
+from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.reading import Counts, cost_usd, text
-
-XAI_TICKS_PER_USD: Final = 10**10
+from gateway.protocols.reading import Counts, reported_cost, text
 
 
 def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) -> Usage | None:
@@ -22,60 +19,99 @@ def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) 
     if not isinstance(usage, dict):
         return None
     counts = Counts()
-    counts.take("input", usage, "prompt_tokens", "input_tokens")
-    details = usage.get("prompt_tokens_details")
-    (
-        counts.take("cache_read", details, "cached_tokens")
-        or counts.take(
-            "cache_read", usage, "prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_hit"
-        )
-    )
-    (
-        counts.take("cache_write", details, "cache_write_tokens", "cache_creation_tokens")
-        or counts.take("cache_write", usage, "cache_creation_input_tokens", "cache_write")
-    )
-    counts.take("input_audio", details, "audio_tokens")
-    counts.take("input_image", details, "image_tokens")
-    _output(counts, usage, dialect)
-    counts.parts_within_wholes()
-    if not counts.values and not counts.anomalies:
+    counts.put("input", usage.get("prompt_tokens")) or counts.put("input", usage.get("input_tokens"))
+    details = usage.get("prompt_tokens_details") or usage.get("prompt_token_details")
+    _cached(counts, usage, details if isinstance(details, dict) else {})
+    _output(counts, usage)
+    _beside(counts, usage)
+    if counts.values:
+        _sum(counts, usage.get("total_tokens"), dialect)
+        counts.parts_within_wholes()
+    cost = reported_cost(usage)
+    if not counts.values and not counts.anomalies and cost is None:
         return None
     return Usage(
         counts=counts.values,
         anomalies=tuple(counts.anomalies),
-        service_tier=text(service_tier),
-        reported_cost_usd=_reported_cost(usage),
+        service_tier=text(service_tier) or text(usage.get("service_tier")),
+        reported_cost_usd=cost,
+        qualifiers=_qualifiers(counts, usage),
     )
 
 
-def _output(counts: Counts, usage: dict[str, Any], dialect: Dialect) -> None:
-    found = counts.take("output", usage, "completion_tokens", "output_tokens")
-    details = usage.get("completion_tokens_details")
-    counts.take("reasoning", details, "reasoning_tokens") or counts.take(
-        "reasoning", usage, "reasoning_tokens"
+def _cached(counts: Counts, usage: dict[str, Any], details: dict[str, Any]) -> None:
+    """Take what was read from and written to a cache, under the names that providers give it, and media."""
+    (
+        counts.put("cache_read", details.get("cached_tokens"))
+        or counts.take("cache_read", usage, "prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens")
+        or counts.take("cache_read", usage, "cache_read_input_tokens")
+        or counts.literal("cache_read", "cache_hit", usage)
+        or counts.literal("cache_read", "cache_hit", details)
     )
-    counts.take("output_audio", details, "audio_tokens")
-    counts.take("output_image", details, "image_tokens")
-    reasoning = counts.values.get("reasoning")
-    total = usage.get("total_tokens")
-    if not found:
-        return
-    known_total = total if type(total) is int and "input" in counts.values else None
-    if reasoning:
-        apart = known_total == counts.values.get("input", 0) + counts.values["output"] + reasoning
-        if apart or not dialect.reasoning_in_output:
-            counts.add("output", reasoning)
-    parts = counts.values.get("input", 0) + counts.values.get("output", 0)
-    if known_total is not None and "output" in counts.values and known_total > parts:
+    (
+        counts.put("cache_write", details.get("cache_write_tokens"))
+        or counts.put("cache_write", details.get("cache_creation_tokens"))
+        or counts.put("cache_write", usage.get("cache_creation_input_tokens"))
+        or counts.literal("cache_write", "cache_write", usage)
+        or counts.literal("cache_write", "cache_write", details)
+    )
+    counts.put("input_audio", details.get("audio_tokens"))
+    counts.put("input_image", details.get("image_tokens"))
+    counts.put("input_video", details.get("video_tokens"))
+
+
+def _output(counts: Counts, usage: dict[str, Any]) -> None:
+    counts.put("output", usage.get("completion_tokens")) or counts.put("output", usage.get("output_tokens"))
+    details = usage.get("completion_tokens_details") or usage.get("completion_token_details")
+    if isinstance(details, dict):
+        counts.put("reasoning", details.get("reasoning_tokens"))
+        counts.put("output_audio", details.get("audio_tokens"))
+        counts.put("output_image", details.get("image_tokens"))
+    if "reasoning" not in counts.values:
+        counts.put("reasoning", usage.get("reasoning_tokens"))
+
+
+def _beside(counts: Counts, usage: dict[str, Any]) -> None:
+    """Take what is counted beside input and output: searches, sources, citations, seconds."""
+    tools = usage.get("server_tool_use_details") or usage.get("server_tool_use")
+    if isinstance(tools, dict):
+        counts.put("web_search", tools.get("web_search_requests"))
+    counts.take("web_search", usage, "num_search_queries")
+    counts.take("search_source", usage, "num_sources_used")
+    counts.take("citation", usage, "citation_tokens")
+    counts.seconds("audio_second", usage.get("prompt_audio_seconds"))
+    counts.take("request", usage, "request_count")
+
+
+def _sum(counts: Counts, total: object, dialect: Dialect) -> None:
+    """Make the wholes include their parts where the total or the card says that they do not."""
+    values = counts.values
+    reasoning, hidden = values.get("reasoning"), _hidden(values, total)
+    if reasoning and "output" in values and (hidden == reasoning or not dialect.reasoning_in_output):
+        counts.add("output", reasoning)
+        hidden = _hidden(values, total)
+    audio = values.get("input_audio")
+    if audio and hidden == audio:
+        counts.add("input", audio)
+        hidden = 0
+    if hidden is not None and hidden > 0:
         counts.flag("total_exceeds_sum")
+        if dialect.hidden_output:
+            counts.add("output", hidden)
+            values.setdefault("reasoning", hidden)
 
 
-def _reported_cost(usage: dict[str, Any]) -> str | None:
-    cost = usage.get("cost")
-    if isinstance(cost, dict):  # Perplexity
-        cost = cost.get("total_cost")
-    reported = cost_usd(cost)
-    ticks = usage.get("cost_in_usd_ticks")
-    if reported is None and type(ticks) is int and 0 <= ticks <= COUNT_MAX:
-        return cost_usd(Decimal(ticks) / XAI_TICKS_PER_USD)
-    return reported
+def _hidden(values: dict[str, int], total: object) -> int | None:
+    """Return how much of the total is neither input nor output; None where one of the three is unknown."""
+    if type(total) is not int or "input" not in values or "output" not in values:
+        return None
+    return total - values["input"] - values["output"]
+
+
+def _qualifiers(counts: Counts, usage: dict[str, Any]) -> dict[str, str]:
+    found = counts.said
+    if "search_context_size" in usage and (size := text(usage["search_context_size"])):
+        found["search_context_size"] = size  # Perplexity's fee per request depends on it
+    if usage.get("is_byok") is True:
+        found["is_byok"] = "true"  # OpenRouter charges a caller's own key nothing for tokens
+    return found

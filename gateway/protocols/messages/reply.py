@@ -30,11 +30,12 @@ def read_reply(status: int, body: bytes) -> Reply:
         if tools:
             summary["tool_calls"] = tools
     stop = text(value.get("stop_reason"), 64)
+    model = text(value.get("model"))
     return Reply(
         response_id=text(value.get("id")),
-        response_model=text(value.get("model")),
+        response_model=model,
         finish_reasons=(stop,) if stop else (),
-        usage=read_usage(value.get("usage")),
+        usage=read_usage(value.get("usage"), model=model),
         complete=True,
         output_summary=summary,
         seen=Seen(events=1, text_bytes=utf8_bytes(words)) if words else None,

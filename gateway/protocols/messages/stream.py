@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.core.exchange import Reply
 from gateway.protocols.messages.reply import error_type, said_in
-from gateway.protocols.messages.usage import merge, read_usage
+from gateway.protocols.messages.usage import MessagesUsage
 from gateway.protocols.reading import decode, text, utf8_bytes
 from gateway.protocols.sse import END, PASS, EventMeter, payload_of
 
@@ -32,11 +32,8 @@ class MessagesMeter(EventMeter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._id: str | None = None
-        self._model: str | None = None
+        self._message = MessagesUsage()
         self._stop: str | None = None
-        self._usage: dict[str, Any] | None = None
-        self._output_reported = False
         self._usage_at = 0  # pieces of content up to the last usage
         self._error: str | None = None
         self._tool_calls = 0
@@ -83,11 +80,7 @@ class MessagesMeter(EventMeter):
     def _on_start(self, message: dict[str, Any]) -> None:
         # A second message in one stream has been recorded; the last one is what its usage is about.
         self.ended = False
-        self._id = text(message.get("id")) or self._id
-        self._model = text(message.get("model")) or self._model
-        if isinstance(message.get("usage"), dict):
-            self._usage = message["usage"]
-            self._output_reported = False
+        self._message.on_start(message)
         stop = text(message.get("stop_reason"), 64)
         if stop:
             self._stop = stop
@@ -96,24 +89,22 @@ class MessagesMeter(EventMeter):
         delta = value.get("delta")
         if isinstance(delta, dict):
             self._stop = text(delta.get("stop_reason"), 64) or self._stop
-        usage = value.get("usage")
-        if isinstance(usage, dict):
-            self._usage = merge(self._usage, usage)
+        if isinstance(value.get("usage"), dict):
+            self._message.on_delta(value["usage"])
             self._usage_at = self.pieces
-            self._output_reported = self._output_reported or usage.get("output_tokens") is not None
 
     def reply(self) -> Reply:
         """Return what the stream amounted to."""
-        usage = read_usage(self._usage, placeholder_output=not self._output_reported)
+        usage = self._message.usage()
         unfinished = not self.ended and (self._stop is None or self.pieces != self._usage_at)
-        if usage is not None and unfinished and self._output_reported:
+        if usage is not None and unfinished and self._message.output_reported:
             usage = msgspec.structs.replace(usage, running=True)
         summary = {"events": self.events, "bytes": self.fed}
         if self._tool_calls:
             summary["tool_calls"] = self._tool_calls
         return Reply(
-            response_id=self._id,
-            response_model=self._model,
+            response_id=self._message.id,
+            response_model=self._message.model,
             finish_reasons=(self._stop,) if self._stop else (),
             usage=usage,
             complete=self.ended,

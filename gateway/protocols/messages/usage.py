@@ -1,68 +1,140 @@
 """Usage of messages: Anthropic counts plain input apart from cache reads and writes; here input is their sum.
 
 In a stream `message_delta` is cumulative and overrides `message_start`, member by member, where it is not
-null. The output count of `message_start` is a placeholder and is never billed.
+null. The output count of `message_start` is a placeholder and is never billed. What the top level leaves
+out, other iterations or an earlier message, stands in `Usage.others`. Every choice is in `docs/usage.md`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from gateway.core.usage import Usage
-from gateway.protocols.reading import Counts, text
+from gateway.core.usage import OtherUsage, Usage
+from gateway.protocols.messages.iterations import read_iterations
+from gateway.protocols.messages.tokens import take_tokens
+from gateway.protocols.reading import Counts, reported_cost, text
+
+EARLIER_MAX: Final = 16
+"""Earlier messages of one stream that are kept apart; tokens of further ones are added to the last."""
+_QUALIFIERS: Final = ("speed", "inference_geo")
 
 
-def read_usage(usage: object, *, placeholder_output: bool = False) -> Usage | None:
+def read_usage(
+    usage: object,
+    *,
+    model: str | None = None,
+    placeholder_output: bool = False,
+    earlier: tuple[OtherUsage, ...] = (),
+) -> Usage | None:
     """Return what a (merged) usage object reports, or None if it is no object or reports nothing.
 
     Args:
+        model: the model that served; iterations of others are apart.
         placeholder_output: the output count comes from `message_start` alone: it is dropped and flagged.
+        earlier: what earlier messages of the same stream consumed.
     """
     if not isinstance(usage, dict):
         return None
     counts = Counts()
-    values = counts.values
-    plain = counts.take("input", usage, "input_tokens")
-    counts.take("cache_read", usage, "cache_read_input_tokens", "cache_hit")
-    counts.take("cache_write", usage, "cache_creation_input_tokens", "cache_write")
-    split = usage.get("cache_creation")
-    counts.take("cache_write_5m", split, "ephemeral_5m_input_tokens")
-    counts.take("cache_write_1h", split, "ephemeral_1h_input_tokens")
-    if plain:
-        counts.add("input", values.get("cache_read", 0) + values.get("cache_write", 0))
+    take_tokens(counts, usage)
     if placeholder_output:
+        counts.values.pop("output", None)
+        counts.values.pop("reasoning", None)
         counts.flag("output_not_reported")
-    else:
-        counts.take("output", usage, "output_tokens")
-        counts.take("reasoning", usage.get("output_tokens_details"), "thinking_tokens")
-    parts = [values[name] for name in ("cache_write_5m", "cache_write_1h") if name in values]
-    if parts and "cache_write" in values and sum(parts) != values["cache_write"]:
-        counts.flag("cache_write_split_stale")
+    _server_tools(counts, usage.get("server_tool_use"))
+    others = earlier
     if usage.get("iterations"):
-        counts.flag(_iterations(usage["iterations"], usage))
+        others += read_iterations(counts, usage["iterations"], model)
     counts.parts_within_wholes()
-    if not values and not counts.anomalies:
+    if earlier:
+        counts.flag("second_message_start")
+    cost = reported_cost(usage)
+    if not counts.values and not counts.anomalies and cost is None:
         return None
     return Usage(
-        counts=values,
-        anomalies=tuple(word for word in counts.anomalies if word),
+        counts=counts.values,
+        anomalies=tuple(counts.anomalies),
         service_tier=text(usage.get("service_tier")),
+        reported_cost_usd=cost,
+        others=others,
+        qualifiers=_qualifiers(counts, usage),
     )
 
 
-def _iterations(iterations: object, usage: dict[str, Any]) -> str:
-    """Return an anomaly if the iterations hold tokens that the top level does not."""
-    if not isinstance(iterations, list):
-        return "iterations_unusable"
-    output = 0
-    for iteration in iterations:
-        units = iteration.get("output_tokens") if isinstance(iteration, dict) else None
-        if type(units) is not int:
-            return "iterations_unusable"
-        output += units
-    inputs = sum(i["input_tokens"] for i in iterations if type(i.get("input_tokens")) is int)
-    apart = output != usage.get("output_tokens") or inputs != usage.get("input_tokens")
-    return "iterations_exceed_top_level" if apart else ""
+def _server_tools(counts: Counts, tools: object) -> None:
+    if isinstance(tools, dict):
+        counts.put("web_search", tools.get("web_search_requests"))
+        counts.put("web_fetch", tools.get("web_fetch_requests"))
+
+
+def _qualifiers(counts: Counts, usage: dict[str, Any]) -> dict[str, str]:
+    found = {name: said for name in _QUALIFIERS if (said := text(usage.get(name)))}
+    found.update(counts.said)
+    credit = usage.get("fallback_credit")
+    status = credit.get("status") if isinstance(credit, dict) else None
+    if isinstance(status, dict) and (said := text(status.get("type"))):
+        found["fallback_credit"] = said
+    return found
+
+
+class MessagesUsage:
+    """Folds the events of one stream into its usage; `message_start` and `message_delta` matter."""
+
+    __slots__ = ("_earlier", "_usage", "id", "model", "output_reported")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.model: str | None = None
+        self._usage: dict[str, Any] | None = None
+        self.output_reported = False
+        self._earlier: tuple[OtherUsage, ...] = ()
+
+    def on_start(self, message: dict[str, Any]) -> None:
+        """Take the message that begins; another one before it was a message of its own."""
+        identity = text(message.get("id"))
+        if identity is not None and self.id is not None and identity != self.id:
+            self._keep_earlier()
+        self.id = identity or self.id
+        self.model = text(message.get("model")) or self.model
+        if isinstance(message.get("usage"), dict):
+            self._usage = message["usage"]
+            self.output_reported = False
+
+    def on_delta(self, usage: dict[str, Any]) -> None:
+        """Let what the usage of a delta reports override what was known."""
+        self._usage = merge(self._usage, usage)
+        self.output_reported = self.output_reported or usage.get("output_tokens") is not None
+
+    def usage(self) -> Usage | None:
+        """Return the usage so far."""
+        return read_usage(
+            self._usage,
+            model=self.model,
+            placeholder_output=not self.output_reported,
+            earlier=self._earlier,
+        )
+
+    def _keep_earlier(self) -> None:
+        if not self.output_reported or self._usage is None:
+            return
+        counts = Counts()
+        take_tokens(counts, self._usage)
+        if not any(counts.values.values()):
+            return
+        *kept, last = (*self._earlier, _earlier(self.model, counts.values))
+        if len(kept) < EARLIER_MAX:
+            self._earlier = (*kept, last)
+            return
+        for name, units in kept[-1].counts.items():
+            if name in counts.values:
+                counts.add(name, units)
+            else:
+                counts.values[name] = units
+        self._earlier = (*kept[:-1], _earlier(self.model, counts.values))
+
+
+def _earlier(model: str | None, counts: dict[str, int]) -> OtherUsage:
+    return OtherUsage(model=model or "", reason="earlier_message", counts=counts)
 
 
 def merge(start: dict[str, Any] | None, delta: dict[str, Any]) -> dict[str, Any]:
