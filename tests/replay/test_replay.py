@@ -21,13 +21,13 @@ from gateway.core.dimensions import DIMENSIONS
 from gateway.providers.upstream import Endpoint, Header, Timeouts, UpstreamReply
 from gateway.settings import JournalSettings, LoggingSettings, ProviderSettings, Settings
 from tests.gateway_process import bills_in_journal
+from tests.recorded import COUNTED, expected_counts
 
 PATHS = {"chat.completions": "/v1/chat/completions", "messages": "/v1/messages"}
 KEY = "sk-replay"
 SMALL_BYTES = 1500
 APART = "vercel-gateway"
 """The one recorded provider whose card says that reasoning is not in the output count."""
-NAMES = {"input_total": "input", "output_total": "output"}
 
 
 class Replay:
@@ -97,11 +97,8 @@ def cuttings(body: bytes, chance: random.Random, *, stream: bool) -> list[list[b
 EITHER_SIDE = {"gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"}
 
 
-def expected(recording: dict[str, Any]) -> dict[str, int]:
-    tokens = recording["expected"].get("tokens") or {}
-    named = {NAMES.get(name, name): units for name, units in tokens.items()}
-    known = named if recording["expected"]["billable"] else {}
-    return {DIMENSIONS[name].attribute: units for name, units in known.items() if name in DIMENSIONS}
+def expected(file: str, recording: dict[str, Any]) -> dict[str, int]:
+    return {DIMENSIONS[name].attribute: units for name, units in expected_counts(file, recording).items()}
 
 
 def settings_for(folder: Path) -> Settings:
@@ -150,7 +147,7 @@ async def replay(recordings: Path, app: Doors, transport: Replay) -> dict[str, t
             transport.serve(recording["status"], kind, pieces)
             status, request_id, sent = await ask(app, PATHS[row["api"]], json.dumps(request).encode())
             assert status == recording["status"], row["file"]
-            told[request_id] = (row["file"], expected(recording))
+            told[request_id] = (row["file"], expected(row["file"], recording))
             if sent == body:
                 whole += 1
             else:
@@ -194,7 +191,7 @@ def test_every_recorded_exchange_passes_and_is_billed_as_reported(recordings: Pa
     told = asyncio.run(run())
     bills = bills_in_journal(tmp_path)
     assert set(bills) == set(told)
-    counted = {d.attribute for d in DIMENSIONS.values()}
+    counted = {DIMENSIONS[name].attribute for name in COUNTED}
     wrong = []
     estimates = 0
     for request_id, (file, want) in told.items():

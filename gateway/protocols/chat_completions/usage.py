@@ -74,9 +74,9 @@ def _output(counts: Counts, usage: dict[str, Any]) -> None:
 def _beside(counts: Counts, usage: dict[str, Any]) -> None:
     """Take what is counted beside input and output: searches, sources, citations, seconds."""
     tools = usage.get("server_tool_use_details") or usage.get("server_tool_use")
-    if isinstance(tools, dict):
-        counts.put("web_search", tools.get("web_search_requests"))
-    counts.take("web_search", usage, "num_search_queries")
+    counts.take("web_search", tools, "web_search_requests") or counts.take(
+        "web_search", usage, "num_search_queries"
+    )
     counts.take("search_source", usage, "num_sources_used")
     counts.take("citation", usage, "citation_tokens")
     counts.seconds("audio_second", usage.get("prompt_audio_seconds"))
