@@ -131,15 +131,12 @@ class Counts:
             value = math.ceil(value)
         return self.put(name, value)
 
-    def literal(self, name: str, key: str, source: dict[str, Any]) -> bool:
+    def literal(self, name: str, key: str, value: object) -> None:
         """Take a `cache_hit` or `cache_write` that stands in the payload itself: a count, or yes or no."""
-        if key not in source:
-            return False
-        value = source[key]
         if isinstance(value, bool):
             self.said[key] = "true" if value else "false"
-            return False
-        return self.put(name, value)
+        else:
+            self.put(name, value)
 
     def add(self, name: str, units: int) -> None:
         """Add to a count that was taken; a sum past COUNT_MAX is no count."""
@@ -158,16 +155,19 @@ class Counts:
     def parts_within_wholes(self) -> None:
         """Flag parts that are more than their whole; they stay as reported."""
         values = self.values
-        if "input" in values:
-            cached = values.get("cache_read", 0) + values.get("cache_write", 0)
-            if cached > values["input"]:
+        said = values.get
+        total = said("input")
+        if total is not None:
+            if said("cache_read", 0) + said("cache_write", 0) > total:
                 self.flag("cache_exceeds_input")
-        for side in ("input", "output"):
-            media = values.get(f"{side}_audio", 0) + values.get(f"{side}_image", 0)
-            if side in values and media > values[side]:
-                self.flag(f"media_exceeds_{side}")
-        if "output" in values and values.get("reasoning", 0) > values["output"]:
-            self.flag("reasoning_exceeds_output")
+            if said("input_audio", 0) + said("input_image", 0) + said("input_video", 0) > total:
+                self.flag("media_exceeds_input")
+        total = said("output")
+        if total is not None:
+            if said("output_audio", 0) + said("output_image", 0) + said("output_video", 0) > total:
+                self.flag("media_exceeds_output")
+            if said("reasoning", 0) > total:
+                self.flag("reasoning_exceeds_output")
 
 
 def reported_cost(usage: dict[str, Any]) -> str | None:

@@ -7,11 +7,35 @@ the whole is made to include it. Every choice is listed in `docs/usage.md`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.reading import Counts, reported_cost, text
+
+_CACHE_READ: Final = (
+    "prompt_cache_hit_tokens",
+    "cached_tokens",
+    "num_cached_tokens",
+    "cache_read_input_tokens",
+)
+_INPUT_MEDIA: Final = (
+    ("audio_tokens", "input_audio"),
+    ("image_tokens", "input_image"),
+    ("video_tokens", "input_video"),
+)
+_OUTPUT_PARTS: Final = (
+    ("reasoning_tokens", "reasoning"),
+    ("audio_tokens", "output_audio"),
+    ("image_tokens", "output_image"),
+)
+_TOOLS: Final = ("server_tool_use_details", "server_tool_use")
+_BESIDE: Final = (
+    ("num_search_queries", "web_search"),
+    ("num_sources_used", "search_source"),
+    ("citation_tokens", "citation"),
+    ("request_count", "request"),
+)
 
 
 def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) -> Usage | None:
@@ -41,46 +65,41 @@ def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) 
 
 def _cached(counts: Counts, usage: dict[str, Any], details: dict[str, Any]) -> None:
     """Take what was read from and written to a cache, under the names that providers give it, and media."""
+    counts.put("cache_read", details.get("cached_tokens")) or counts.take("cache_read", usage, *_CACHE_READ)
     (
-        counts.put("cache_read", details.get("cached_tokens"))
-        or counts.take("cache_read", usage, "prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens")
-        or counts.take("cache_read", usage, "cache_read_input_tokens")
-        or counts.literal("cache_read", "cache_hit", usage)
-        or counts.literal("cache_read", "cache_hit", details)
+        counts.take("cache_write", details, "cache_write_tokens", "cache_creation_tokens")
+        or counts.take("cache_write", usage, "cache_creation_input_tokens")
     )
-    (
-        counts.put("cache_write", details.get("cache_write_tokens"))
-        or counts.put("cache_write", details.get("cache_creation_tokens"))
-        or counts.put("cache_write", usage.get("cache_creation_input_tokens"))
-        or counts.literal("cache_write", "cache_write", usage)
-        or counts.literal("cache_write", "cache_write", details)
-    )
-    counts.put("input_audio", details.get("audio_tokens"))
-    counts.put("input_image", details.get("image_tokens"))
-    counts.put("input_video", details.get("video_tokens"))
+    for key, name in (("cache_hit", "cache_read"), ("cache_write", "cache_write")):
+        for place in (usage, details):
+            if key in place and name not in counts.values:
+                counts.literal(name, key, place[key])
+    for key, name in _INPUT_MEDIA:
+        if key in details:
+            counts.put(name, details[key])
 
 
 def _output(counts: Counts, usage: dict[str, Any]) -> None:
     counts.put("output", usage.get("completion_tokens")) or counts.put("output", usage.get("output_tokens"))
     details = usage.get("completion_tokens_details") or usage.get("completion_token_details")
     if isinstance(details, dict):
-        counts.put("reasoning", details.get("reasoning_tokens"))
-        counts.put("output_audio", details.get("audio_tokens"))
-        counts.put("output_image", details.get("image_tokens"))
-    if "reasoning" not in counts.values:
-        counts.put("reasoning", usage.get("reasoning_tokens"))
+        for key, name in _OUTPUT_PARTS:
+            if key in details:
+                counts.put(name, details[key])
+    if "reasoning_tokens" in usage and "reasoning" not in counts.values:
+        counts.put("reasoning", usage["reasoning_tokens"])
 
 
 def _beside(counts: Counts, usage: dict[str, Any]) -> None:
     """Take what is counted beside input and output: searches, sources, citations, seconds."""
-    tools = usage.get("server_tool_use_details") or usage.get("server_tool_use")
-    counts.take("web_search", tools, "web_search_requests") or counts.take(
-        "web_search", usage, "num_search_queries"
-    )
-    counts.take("search_source", usage, "num_sources_used")
-    counts.take("citation", usage, "citation_tokens")
-    counts.seconds("audio_second", usage.get("prompt_audio_seconds"))
-    counts.take("request", usage, "request_count")
+    for key in _TOOLS:
+        if key in usage:
+            counts.take("web_search", usage[key], "web_search_requests")
+    for key, name in _BESIDE:
+        if key in usage and name not in counts.values:
+            counts.put(name, usage[key])
+    if "prompt_audio_seconds" in usage:
+        counts.seconds("audio_second", usage["prompt_audio_seconds"])
 
 
 def _sum(counts: Counts, total: object, dialect: Dialect) -> None:

@@ -11,10 +11,10 @@ def take_tokens(counts: Counts, usage: dict[str, Any]) -> None:
     """Take the token counts of `usage`; a stale 5-minute / 1-hour split is repaired and flagged."""
     values = counts.values
     plain = counts.put("input", usage.get("input_tokens"))
-    if not counts.put("cache_read", usage.get("cache_read_input_tokens")):
-        counts.literal("cache_read", "cache_hit", usage)
-    if not counts.put("cache_write", usage.get("cache_creation_input_tokens")):
-        counts.literal("cache_write", "cache_write", usage)
+    if not counts.put("cache_read", usage.get("cache_read_input_tokens")) and "cache_hit" in usage:
+        counts.literal("cache_read", "cache_hit", usage["cache_hit"])
+    if not counts.put("cache_write", usage.get("cache_creation_input_tokens")) and "cache_write" in usage:
+        counts.literal("cache_write", "cache_write", usage["cache_write"])
     split = usage.get("cache_creation")
     if isinstance(split, dict):
         counts.put("cache_write_5m", split.get("ephemeral_5m_input_tokens"))
