@@ -138,7 +138,11 @@ def lanes_of(router: Router, providers: Mapping[str, Provider]) -> Callable[[str
             model=target.model,
             prices=provider.prices_of(target.model),
             endpoint=door.endpoint,
-            dialect=Dialect(reasoning_in_output=door.reasoning_in_output, stream_usage=door.stream_usage),
+            dialect=Dialect(
+                reasoning_in_output=door.reasoning_in_output,
+                hidden_output=door.hidden_output,
+                stream_usage=door.stream_usage,
+            ),
             headers=door.headers,
         )
 

@@ -142,6 +142,9 @@ class ProviderSettings(_Section):
     reasoning_in_output: bool = Field(
         True, description="For a provider of your own: whether its output count includes reasoning."
     )
+    hidden_output: bool = Field(
+        False, description="For a provider of your own: whether what only its total holds is hidden thinking."
+    )
 
 
 class RoutingSettings(_Section):

@@ -170,7 +170,7 @@ class Counts:
                 self.flag("reasoning_exceeds_output")
 
 
-def reported_cost(usage: dict[str, Any]) -> str | None:
+def reported_cost_usd(usage: dict[str, Any]) -> str | None:
     """Return what a usage object says that the reply cost, in USD, exact; None where it says nothing.
 
     `cost` (OpenRouter, Vercel, Avian; Perplexity's is an object with a total), xAI's ticks of 10^-10 USD,

@@ -71,6 +71,7 @@ class DoorCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auth: Auth | None = None
     stream_usage: StreamUsage | None = None
     reasoning_in_output: bool | None = None
+    hidden_output: bool | None = None
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +102,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     base_url_env: str | None = None
     stream_usage: StreamUsage = "on_request"
     reasoning_in_output: bool = True
+    hidden_output: bool = False
     models: tuple[str, ...] = ()
     suggest: tuple[str, ...] = ()
     forward_headers: tuple[str, ...] = ()
@@ -140,7 +142,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         has_key: the configuration holds the key itself.
         protocols: names of `PATHS_OF_CUSTOM`, for a provider of the operator's own: cards know theirs.
-        stream_usage, reasoning_in_output: for a provider of the operator's own.
+        stream_usage, reasoning_in_output, hidden_output: for a provider of the operator's own.
     """
 
     enabled: bool = True
@@ -153,6 +155,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     prices: str | None = None
     stream_usage: StreamUsage = "on_request"
     reasoning_in_output: bool = True
+    hidden_output: bool = False
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,6 +296,7 @@ def _custom(name: str, override: Override) -> Card:
         key_env=() if override.api_key_env is None else (override.api_key_env,),
         stream_usage=override.stream_usage,
         reasoning_in_output=override.reasoning_in_output,
+        hidden_output=override.hidden_output,
         models=override.models,
         suggest=tuple(model for model in override.models if "*" not in model),
         forward_headers=("anthropic-version", "anthropic-beta") if anthropic else (),

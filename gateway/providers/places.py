@@ -41,7 +41,15 @@ class Secret:
 class Door:
     """One protocol of one provider, ready to be called."""
 
-    __slots__ = ("_defaults", "_fixed", "_forward", "endpoint", "reasoning_in_output", "stream_usage")
+    __slots__ = (
+        "_defaults",
+        "_fixed",
+        "_forward",
+        "endpoint",
+        "hidden_output",
+        "reasoning_in_output",
+        "stream_usage",
+    )
 
     def __init__(
         self,
@@ -49,6 +57,7 @@ class Door:
         endpoint: Endpoint,
         stream_usage: StreamUsage,
         reasoning_in_output: bool,
+        hidden_output: bool,
         fixed: Sequence[Header],
         forward: frozenset[bytes],
         defaults: Sequence[Header],
@@ -56,6 +65,7 @@ class Door:
         self.endpoint = endpoint
         self.stream_usage = stream_usage
         self.reasoning_in_output = reasoning_in_output
+        self.hidden_output = hidden_output
         self._fixed = tuple(fixed)
         self._forward = forward
         self._defaults = tuple(defaults)
@@ -148,11 +158,12 @@ def _operator_headers(card: Card, environ: Mapping[str, str]) -> list[Header]:
 def _door(card: Card, door: DoorCard, origin: Origin, key: Secret | None, operator: list[Header]) -> Door:
     operators = {name for name, _ in operator}
     forward = {name.encode() for name in card.forward_headers} - operators
-    reasoning = door.reasoning_in_output
+    reasoning, hidden = door.reasoning_in_output, door.hidden_output
     return Door(
         endpoint=origin.endpoint(door.path),
         stream_usage=door.stream_usage or card.stream_usage,
         reasoning_in_output=card.reasoning_in_output if reasoning is None else reasoning,
+        hidden_output=card.hidden_output if hidden is None else hidden,
         fixed=[
             (b"content-type", b"application/json"),
             # The bytes are relayed as they are and searched for usage: they must not be compressed.

@@ -215,6 +215,90 @@ def test_reasoning_counted_apart_is_added_when_the_total_or_the_card_says_so() -
     )
 
 
+def test_audio_counted_apart_is_added_when_the_total_says_so() -> None:
+    reported = {"prompt_tokens": 9, "completion_tokens": 20, "prompt_tokens_details": {"audio_tokens": 375}}
+    apart = usage_of({**reported, "total_tokens": 404})
+    assert (apart.counts["input"], apart.counts["input_audio"], apart.anomalies) == (384, 375, ())
+    unclear = usage_of({**reported, "total_tokens": 405})
+    assert unclear.counts["input"] == 9
+    assert set(unclear.anomalies) == {"media_exceeds_input", "total_exceeds_sum"}
+
+
+def test_hidden_thinking_is_output_where_the_card_says_so() -> None:
+    reported = {"prompt_tokens": 7, "completion_tokens": 12, "total_tokens": 402}
+    assert usage_of(reported).counts == {"input": 7, "output": 12}
+    hidden = usage_of(reported, Dialect(hidden_output=True))
+    assert hidden.counts == {"input": 7, "output": 395, "reasoning": 383}
+    assert hidden.anomalies == usage_of(reported).anomalies == ("total_exceeds_sum",)
+
+
+def test_what_is_counted_beside_tokens_is_taken_and_so_is_what_decides_rates() -> None:
+    usage = usage_of(
+        {
+            "prompt_tokens": 1,
+            "completion_tokens": 2,
+            "prompt_tokens_details": {"video_tokens": 1},
+            "server_tool_use_details": {"web_search_requests": 3},
+            "num_search_queries": 9,
+            "num_sources_used": 4,
+            "citation_tokens": 5,
+            "prompt_audio_seconds": 6,
+            "request_count": 1,
+            "search_context_size": "low",
+            "is_byok": True,
+            "service_tier": "standard",
+        }
+    )
+    assert usage.counts == {
+        "input": 1,
+        "output": 2,
+        "input_video": 1,
+        "web_search": 3,
+        "search_source": 4,
+        "citation": 5,
+        "audio_second": 6,
+        "request": 1,
+    }
+    assert usage.qualifiers == {"search_context_size": "low", "is_byok": "true"}
+    assert usage.service_tier == "standard"
+
+
+@pytest.mark.parametrize("place", ["usage", "details", "reply"])
+def test_literal_cache_fields_count_wherever_they_stand(place: str) -> None:
+    for said, counts, qualifiers in (
+        ({"cache_hit": 20, "cache_write": 30}, {"cache_read": 20, "cache_write": 30}, {}),
+        ({"cache_hit": True, "cache_write": False}, {}, {"cache_hit": "true", "cache_write": "false"}),
+    ):
+        usage = {"prompt_tokens": 50, **(said if place == "usage" else {})}
+        if place == "details":
+            usage["prompt_tokens_details"] = said
+        body = {"choices": [{}], "usage": usage, **(said if place == "reply" else {})}
+        found = DOOR.read_reply(200, json.dumps(body).encode(), Dialect()).usage
+        assert found.counts == {"input": 50, **counts}
+        assert (found.qualifiers, found.anomalies) == (qualifiers, ())
+
+
+def test_usage_inside_a_choice_is_found() -> None:
+    body = {"choices": [{"usage": {"prompt_tokens": 3, "completion_tokens": 4}}]}
+    found = DOOR.read_reply(200, json.dumps(body).encode(), Dialect()).usage
+    assert found.counts == {"input": 3, "output": 4}
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        ({"cost": 0.1}, "0.1"),
+        ({"cost": {"total_cost": 0.2, "request_cost": 0.1}}, "0.2"),
+        ({"cost_in_usd_ticks": 2488500}, "0.00024885"),
+        ({"estimated_cost": 3.7999999999999996e-07}, "0.00000037999999999999996"),
+        ({"pydantic_ai_gateway": {"cost_estimate": 3.11e-05}}, "0.0000311"),
+        ({"cost": -1, "cost_in_usd_ticks": 10**10}, "1"),
+    ],
+)
+def test_a_provider_s_own_cost_is_exact_wherever_it_stands(usage: dict[str, object], cost: str) -> None:
+    assert usage_of(usage).reported_cost_usd == cost
+
+
 @pytest.mark.parametrize(
     ("usage", "word"),
     [

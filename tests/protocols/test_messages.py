@@ -136,6 +136,7 @@ def test_absent_stays_absent_and_zero_stays_zero() -> None:
             {"input_tokens": 1, "output_tokens": 1, "iterations": [{"input_tokens": 9, "output_tokens": 1}]},
             "iterations_exceed_top_level",
         ),
+        ({"input_tokens": 1, "iterations": [{"output_tokens": 1}] * 1025}, "iterations_unusable"),
         ({"input_tokens": 1, "iterations": [3]}, "iterations_unusable"),
         ({"input_tokens": 1, "iterations": 3}, "iterations_unusable"),
     ],
@@ -144,6 +145,131 @@ def test_what_does_not_add_up_is_said(usage: dict[str, object], word: str) -> No
     found = usage_of(usage)
     assert word in found.anomalies
     assert "" not in found.anomalies
+
+
+@pytest.mark.parametrize(
+    ("written", "short", "long", "repaired"),
+    [
+        (3337, 3068, 0, (3337, 0)),  # the delta raised the total, the split stayed at the start
+        (2070, 14, 2056, (14, 2056)),
+        (100, 90, 40, (60, 40)),
+        (100, 0, 140, (0, 100)),
+        (100, 60, None, (100, None)),
+        (100, None, 60, (None, 60)),
+        (100, None, 160, (None, 100)),
+        (0, 0, 0, (0, 0)),
+    ],
+)
+def test_a_stale_split_is_made_to_sum_to_all_writes(
+    written: int, short: int | None, long: int | None, repaired: tuple[int | None, int | None]
+) -> None:
+    """T-B4: the rest of the writes is charged as the lifetime that needs no asking."""
+    split = {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long}
+    usage = usage_of({"cache_creation_input_tokens": written, "cache_creation": split})
+    assert (usage.counts.get("cache_write_5m"), usage.counts.get("cache_write_1h")) == repaired
+    assert usage.counts["cache_write"] == written
+    assert ("cache_write_split_stale" in usage.anomalies) is ((short or 0) + (long or 0) != written)
+
+
+def iteration(kind: str, units: int, output: int, model: str | None = None) -> dict[str, object]:
+    named = {} if model is None else {"model": model}
+    return {"type": kind, "input_tokens": units, "output_tokens": output, **named}
+
+
+def billed(top: tuple[int, int], *iterations: dict[str, object]) -> Any:
+    body = {
+        "type": "message",
+        "model": "claude-a-20260101",
+        "usage": {"input_tokens": top[0], "output_tokens": top[1], "iterations": list(iterations)},
+    }
+    usage = DOOR.read_reply(200, json.dumps(body).encode(), Dialect()).usage
+    assert usage.counts == {"input": top[0], "output": top[1]}
+    return [(o.model, o.reason, o.counts["input"], o.counts["output"]) for o in usage.others], usage.anomalies
+
+
+def test_what_the_top_level_leaves_out_is_charged_at_its_own_model_s_rates() -> None:
+    own = iteration("message", 5, 6)
+    assert billed((5, 6), own) == ([], ())
+    assert billed((9, 9), own, iteration("message", 4, 3, "claude-a")) == ([], ())
+    assert billed((5, 6), iteration("compaction", 900, 70), own) == (
+        [("claude-a-20260101", "compaction", 900, 70)],
+        (),
+    )
+    assert billed((5, 6), iteration("advisor_message", 7, 8, "claude-b"), own) == (
+        [("claude-b", "advisor_message", 7, 8)],
+        (),
+    )
+
+
+def test_a_model_that_declines_before_it_writes_is_not_charged() -> None:
+    served = iteration("fallback_message", 5, 6, "claude-a")
+    assert billed((5, 6), iteration("message", 4, 0, "claude-b"), served) == ([], ("declined_attempt_free",))
+    assert billed((5, 6), iteration("message", 4, 2, "claude-b"), served) == (
+        [("claude-b", "message", 4, 2)],
+        (),
+    )
+
+
+def test_a_top_level_that_holds_all_iterations_is_billed_once() -> None:
+    passes = (iteration("message", 5, 6), iteration("advisor_message", 7, 8, "claude-b"))
+    assert billed((12, 14), *passes) == ([], ("iterations_in_top_level",))
+
+
+def test_very_many_passes_are_summed_by_model_and_reason() -> None:
+    many = [iteration("advisor_message", 1, 2, f"claude-{n % 2}") for n in range(100)]
+    assert billed((5, 6), iteration("message", 5, 6), *many) == (
+        [("claude-0", "advisor_message", 50, 100), ("claude-1", "advisor_message", 50, 100)],
+        (),
+    )
+
+
+def test_an_earlier_message_of_the_same_stream_is_charged_beside_the_last() -> None:
+    def message(name: str) -> bytes:
+        usage = {"input_tokens": 3, "output_tokens": 1}
+        return event("message_start", message={"id": name, "model": "claude", "usage": usage})
+
+    def read(*events: bytes) -> Any:
+        meter = DOOR.stream_meter(DOOR.read_request(b'{"model":"m","stream":true}'), Dialect())
+        for each in events:
+            meter.feed(each)
+        return meter.finish().reply.usage
+
+    usage = read(message("a"), delta(output_tokens=9), STOP, message("b"), delta(output_tokens=4), STOP)
+    assert usage.counts == {"input": 3, "output": 4}
+    assert [(o.model, o.reason, o.counts) for o in usage.others] == [
+        ("claude", "earlier_message", {"input": 3, "output": 9})
+    ]
+    assert usage.anomalies == ("second_message_start",)
+    again = read(message("a"), delta(output_tokens=9), message("a"), delta(output_tokens=9), STOP)
+    assert (again.others, again.anomalies) == ((), ())
+    many = read(*[e for n in range(50) for e in (message(str(n)), delta(output_tokens=2), STOP)])
+    assert len(many.others) == 16
+    assert sum(o.counts["output"] for o in many.others) == 49 * 2
+
+
+def test_tools_tier_speed_and_place_are_said() -> None:
+    usage = usage_of(
+        {
+            "input_tokens": 1,
+            "output_tokens": 2,
+            "server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 0},
+            "speed": "fast",
+            "inference_geo": "us",
+            "fallback_credit": {"status": {"type": "redeemed"}},
+            "cost": 0.25,
+        }
+    )
+    assert usage.counts == {"input": 1, "output": 2, "web_search": 3, "web_fetch": 0}
+    assert usage.qualifiers == {"speed": "fast", "inference_geo": "us", "fallback_credit": "redeemed"}
+    assert usage.reported_cost_usd == "0.25"
+
+
+def test_literal_cache_fields_count_as_reported() -> None:
+    usage = usage_of({"input_tokens": 1, "cache_hit": 20, "cache_write": 300})
+    assert usage.counts == {"input": 321, "cache_read": 20, "cache_write": 300}
+    usage = usage_of({"input_tokens": 1, "cache_hit": True, "cache_write": False})
+    assert (usage.counts, usage.anomalies) == ({"input": 1}, ())
+    assert usage.qualifiers == {"cache_hit": "true", "cache_write": "false"}
 
 
 def test_the_delta_overrides_the_start_where_it_says_something() -> None:

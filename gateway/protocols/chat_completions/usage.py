@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.reading import Counts, reported_cost, text
+from gateway.protocols.reading import Counts, reported_cost_usd, text
 
 _CACHE_READ: Final = (
     "prompt_cache_hit_tokens",
@@ -51,7 +51,7 @@ def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) 
     if counts.values:
         _sum(counts, usage.get("total_tokens"), dialect)
         counts.parts_within_wholes()
-    cost = reported_cost(usage)
+    cost = reported_cost_usd(usage)
     if not counts.values and not counts.anomalies and cost is None:
         return None
     return Usage(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from gateway.core.usage import OtherUsage, Usage
 from gateway.protocols.messages.iterations import read_iterations
 from gateway.protocols.messages.tokens import take_tokens
-from gateway.protocols.reading import Counts, reported_cost, text
+from gateway.protocols.reading import Counts, reported_cost_usd, text
 
 EARLIER_MAX: Final = 16
 """Earlier messages of one stream that are kept apart; tokens of further ones are added to the last."""
@@ -48,7 +48,7 @@ def read_usage(
     counts.parts_within_wholes()
     if earlier:
         counts.flag("second_message_start")
-    cost = reported_cost(usage)
+    cost = reported_cost_usd(usage)
     if not counts.values and not counts.anomalies and cost is None:
         return None
     return Usage(

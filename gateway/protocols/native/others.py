@@ -11,7 +11,7 @@ from typing import Any
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.chat_completions.reply import usage_of
-from gateway.protocols.reading import Counts, reported_cost
+from gateway.protocols.reading import Counts, reported_cost_usd
 
 
 class Cohere:
@@ -164,7 +164,7 @@ class Rerank:
         counts = Counts()
         counts.whole("rerank_search", said.get("search_units"))
         counts.take("input", said, "prompt_tokens", "input_tokens", "total_tokens")
-        cost = reported_cost(said)
+        cost = reported_cost_usd(said)
         if counts.values or counts.anomalies or cost is not None:
             self._usage = Usage(
                 counts=counts.values, anomalies=tuple(counts.anomalies), reported_cost_usd=cost
