@@ -215,6 +215,44 @@ def test_no_bytes_raise_and_no_cut_of_them_changes_what_is_read(data: bytes, cha
         assert cut.broken == whole.broken
 
 
+ODD_EVENTS: list[object] = [
+    {"a": '}"]{[\\"\\\\', "b": [[{}], {"c": "\\"}], 'd"': "{"},
+    {"e": "\u2028\r\n"},
+    {},
+    {"f": {"g": [1, {"h": "]}"}]}},
+]
+"""Brackets, quotes and backslashes where a careless reader takes them for structure."""
+
+
+def two_lines(text: bytes, end: bytes) -> bytes:
+    return end.join([b"id: 1", b"data:" + text[:1], b"data: " + text[1:], b"", b""])
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("kind", FRAMES)
+def test_every_event_is_found_wherever_it_is_cut(kind: str, end: bytes) -> None:
+    texts = [json.dumps(event) for event in ODD_EVENTS]
+    data = {
+        SSE: b": hello" + end * 2 + b"".join([two_lines(text.encode(), end) for text in texts]),
+        ARRAY: b" [" + (b"," + end).join([t.encode() for t in texts]) + b"]" + end,
+        AWS: b"".join([aws(t.encode()) for t in texts]),
+    }.get(kind, b"".join([t.encode() + b"\n" for t in texts]))
+    for at in range(len(data) + 1):
+        for pieces in ([data[:at], data[at:]], [data[:at], data[at : at + 1], data[at + 1 :]]):
+            frames = frames_of(kind)
+            found = [event for piece in pieces for event in frames.feed(piece)]
+            assert [json.loads(event) for event in found + frames.finish()] == ODD_EVENTS, at
+            assert frames.broken is None
+
+
+def test_a_bare_object_and_a_last_event_without_its_end_are_found() -> None:
+    assert frames_of(None).feed(b' {"a": 1}') == [b'{"a": 1}']
+    for kind, data in ((SSE, b'data: {"a": 1}'), (SSE, b'data: {"a": 1}\r'), (LINES, b'\n{"a": 1}')):
+        frames = frames_of(kind)
+        assert frames.feed(data) + frames.finish() == [b'{"a": 1}'], data
+    assert frames_of("text/event-stream; charset=utf-8").feed(b"data: {\ndata: }\n\n") == [b"{\n}"]
+
+
 def test_a_frame_that_cannot_be_read_ends_the_reading_and_is_named() -> None:
     first, second = aws(j({"usage": {"inputTokens": 3, "outputTokens": 4}})), bytearray(aws(j({"usage": {}})))
     for at in (3, 9, len(second) - 1):  # a length, the prelude's checksum, the message's checksum
