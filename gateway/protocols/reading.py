@@ -127,7 +127,7 @@ class Counts:
 
     def seconds(self, name: str, value: object) -> bool:
         """Take a duration in seconds; a begun second is a whole one."""
-        if isinstance(value, Decimal) and value.is_finite() and abs(value) <= COUNT_MAX:
+        if isinstance(value, Decimal) and value.is_finite() and 0 <= value <= COUNT_MAX:
             value = math.ceil(value)
         return self.put(name, value)
 

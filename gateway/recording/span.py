@@ -124,8 +124,12 @@ def _usage(a: dict[str, Value], usage: Usage, cache_write_name: str) -> None:
             a[_COUNT_ATTRIBUTE[name]] = units
     if "cache_read" in counts:
         a["billing.cache_hit"] = counts["cache_read"] > 0
+    elif "cache_hit" in usage.qualifiers:  # said with yes or no, without a count
+        a["billing.cache_hit"] = usage.qualifiers["cache_hit"] == "true"
     if "cache_write" in counts:
         a["billing.cache_write"] = counts["cache_write"] > 0
+    elif "cache_write" in usage.qualifiers:
+        a["billing.cache_write"] = usage.qualifiers["cache_write"] == "true"
     a["billing.usage.source"] = usage.source
     if usage.estimate is not None:
         a["billing.usage.estimate.method"] = usage.estimate.method

@@ -52,6 +52,40 @@ def test_a_sum_past_the_largest_count_is_absent_not_an_exception() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "units", "seconds"),
+    [
+        (6, 6, 6),
+        (Decimal("6.0"), 6, 6),
+        (Decimal("6.2"), None, 7),
+        (Decimal("-0.5"), None, None),
+        (Decimal("-6"), None, None),
+        (Decimal("1E30"), None, None),
+        (Decimal("NaN"), None, None),
+        (Decimal("-Infinity"), None, None),
+        ("6", None, None),
+        (True, None, None),
+    ],
+)
+def test_a_zero_fraction_is_a_count_and_a_begun_second_a_whole_one(
+    value: object, units: int | None, seconds: int | None
+) -> None:
+    counts = Counts()
+    assert counts.whole("input", value) is (units is not None)
+    assert counts.seconds("audio_second", value) is (seconds is not None)
+    assert (counts.values.get("input"), counts.values.get("audio_second")) == (units, seconds)
+    assert ("input_unusable" in counts.anomalies) is (units is None)
+
+
+def test_counts_of_one_name_are_summed_and_what_is_none_changes_nothing() -> None:
+    counts = Counts()
+    for value in (3, Decimal("4.0"), None, "x"):
+        counts.sum("page", value)
+    assert (counts.values, counts.anomalies) == ({"page": 7}, ["page_unusable"])
+    counts.sum("page", COUNT_MAX)
+    assert counts.values == {}
+
+
+@pytest.mark.parametrize(
     ("number", "cost"),
     [
         (b"0.000012300", "0.000012300"),

@@ -69,6 +69,15 @@ def test_a_count_stands_on_the_span_exactly_if_it_was_reported(counts: dict[str,
     )
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_hit_or_a_write_said_without_a_count_is_on_the_span(said: bool) -> None:
+    word = "true" if said else "false"
+    usage = Usage(counts={"input": 1}, qualifiers={"cache_hit": word, "cache_write": word})
+    attributes = billing_span(exchange(usage)).attributes
+    assert (attributes["billing.cache_hit"], attributes["billing.cache_write"]) == (said, said)
+    assert "gen_ai.usage.cache_read.input_tokens" not in attributes
+
+
 def test_without_usage_and_charge_there_is_neither_count_nor_cost() -> None:
     attributes = billing_span(exchange()).attributes
     assert not [name for name in attributes if "usage" in name or "cost" in name or "cache" in name]
