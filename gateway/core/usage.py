@@ -73,9 +73,14 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = False
 
     def __post_init__(self) -> None:
-        for counts in (self.counts, *[other.counts for other in self.others]):
-            for name, units in counts.items():
-                if name not in DIMENSIONS:
-                    raise ValueError(f"{name!r} is not a dimension; add it to gateway.core.dimensions")
-                if not 0 <= units <= COUNT_MAX:
-                    raise ValueError(f"{name} = {units} is outside 0..{COUNT_MAX}")
+        _check(self.counts)
+        for other in self.others:
+            _check(other.counts)
+
+
+def _check(counts: dict[str, int]) -> None:
+    for name, units in counts.items():
+        if name not in DIMENSIONS:
+            raise ValueError(f"{name!r} is not a dimension; add it to gateway.core.dimensions")
+        if not 0 <= units <= COUNT_MAX:
+            raise ValueError(f"{name} = {units} is outside 0..{COUNT_MAX}")

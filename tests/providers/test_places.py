@@ -7,7 +7,7 @@ import pickle
 import msgspec
 import pytest
 
-from gateway.providers.cards import NEVER_FORWARDED, CardError, Override, load_cards
+from gateway.providers.cards import NEVER_FORWARDED, CardError, DoorCard, Override, load_cards
 from gateway.providers.places import Provider, Secret, resolve
 
 ENVIRON = {
@@ -141,4 +141,16 @@ def test_every_chat_door_asks_for_the_usage_of_a_stream() -> None:
         for protocol, door in resolve(card, ENVIRON).doors.items():
             if protocol == "chat_completions":
                 assert (door.stream_usage, card.stream_usage) == ("on_request", "on_request")
-            assert door.reasoning_in_output
+            assert (door.reasoning_in_output, door.hidden_output) == (True, False)
+
+
+def test_how_a_provider_counts_is_a_fact_of_its_card_or_of_one_door() -> None:
+    mine = load_cards(
+        {"mine": Override(base_url="http://h/v1", reasoning_in_output=False, hidden_output=True)}
+    )
+    door = resolve(mine["mine"], {}).doors["chat_completions"]
+    assert (door.reasoning_in_output, door.hidden_output) == (False, True)
+    own = msgspec.structs.replace(
+        mine["mine"], doors={"chat_completions": DoorCard(path="/c", hidden_output=False)}
+    )
+    assert not resolve(own, {}).doors["chat_completions"].hidden_output

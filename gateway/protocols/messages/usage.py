@@ -41,7 +41,10 @@ def read_usage(
         counts.values.pop("output", None)
         counts.values.pop("reasoning", None)
         counts.flag("output_not_reported")
-    _server_tools(counts, usage.get("server_tool_use"))
+    tools = usage.get("server_tool_use")
+    if isinstance(tools, dict):
+        counts.put("web_search", tools.get("web_search_requests"))
+        counts.put("web_fetch", tools.get("web_fetch_requests"))
     others = earlier
     if usage.get("iterations"):
         others += read_iterations(counts, usage["iterations"], model)
@@ -61,15 +64,11 @@ def read_usage(
     )
 
 
-def _server_tools(counts: Counts, tools: object) -> None:
-    if isinstance(tools, dict):
-        counts.put("web_search", tools.get("web_search_requests"))
-        counts.put("web_fetch", tools.get("web_fetch_requests"))
-
-
 def _qualifiers(counts: Counts, usage: dict[str, Any]) -> dict[str, str]:
-    found = {name: said for name in _QUALIFIERS if (said := text(usage.get(name)))}
-    found.update(counts.said)
+    found = counts.said
+    for name in _QUALIFIERS:
+        if name in usage and (said := text(usage[name])):
+            found[name] = said
     credit = usage.get("fallback_credit")
     status = credit.get("status") if isinstance(credit, dict) else None
     if isinstance(status, dict) and (said := text(status.get("type"))):
