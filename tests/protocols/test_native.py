@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import struct
+import time
 import zlib
 from itertools import pairwise
 from typing import Any
@@ -275,6 +276,29 @@ def test_an_event_past_its_bound_ends_the_reading_and_keeps_nothing(kind: str) -
     usage = meter.finish()
     assert usage is not None
     assert (usage.counts, usage.anomalies) == ({"input": 3, "output": 4}, ("event_too_large",))
+
+
+def test_an_event_of_many_lines_is_bounded_too() -> None:
+    frames = frames_of(SSE)
+    lines = (b"data: " + b"x" * 2**16 + b"\n") * 160
+    assert frames.feed(b'data: {"a": 1}\n\n' + lines + b"\n") == [b'{"a": 1}']
+    assert frames.broken == "event_too_large"
+    assert frames.feed(b"data: {}\n\n") + frames.finish() == []
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_a_large_event_in_small_reads_is_read_once_and_not_over_and_over(kind: str) -> None:
+    """Four megabytes in 1 KiB reads: from the start each time, that is eight gigabytes to look at."""
+    text = j({"a": "x" * 2**22})
+    data = {SSE: b"data: " + text + b"\n\n", AWS: aws(text)}.get(kind, text + b"\n")
+    frames = frames_of(kind)
+    found: list[bytes] = []
+    started = time.thread_time()
+    for at in range(0, len(data), 1024):
+        found += frames.feed(data[at : at + 1024])
+    spent = time.thread_time() - started
+    assert found + frames.finish() == [text]
+    assert spent < 0.3, "seconds of this thread's processor"
 
 
 def test_a_native_error_has_no_usage() -> None:

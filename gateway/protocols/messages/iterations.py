@@ -16,7 +16,7 @@ from gateway.protocols.reading import Counts, text
 ITERATIONS_MAX: Final = 1024
 """More than these are not read: no reply has been seen with more than a dozen."""
 OTHERS_MAX: Final = 32
-"""More passes than these are summed by model and reason."""
+"""More parts than these are summed by model and reason."""
 _SERVING: Final = ("message", "fallback_message")
 _DATED: Final = re.compile(r"-\d{8}\Z")
 _COMPARED: Final = ("input", "cache_read", "cache_write", "output")
@@ -48,7 +48,7 @@ def read_iterations(counts: Counts, iterations: object, model: str | None) -> tu
             counts.flag("iterations_in_top_level")
             return ()
         counts.flag("iterations_exceed_top_level")
-    return tuple(apart) if len(apart) <= OTHERS_MAX else _summed(apart)
+    return bounded(tuple(apart))
 
 
 def _passes(counts: Counts, iterations: object) -> list[tuple[str, str | None, dict[str, int]]] | None:
@@ -79,9 +79,12 @@ def _equal(top: dict[str, int], passes: list[dict[str, int]]) -> bool:
     )
 
 
-def _summed(apart: list[OtherUsage]) -> tuple[OtherUsage, ...]:
+def bounded(others: tuple[OtherUsage, ...]) -> tuple[OtherUsage, ...]:
+    """Return no more than OTHERS_MAX parts, unless they are of more models and reasons than that."""
+    if len(others) <= OTHERS_MAX:
+        return others
     sums: dict[tuple[str, str], dict[str, int]] = {}
-    for other in apart:
+    for other in others:
         total = sums.setdefault((other.model, other.reason), {})
         for name, units in other.counts.items():
             total[name] = min(total.get(name, 0) + units, COUNT_MAX)

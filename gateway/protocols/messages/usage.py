@@ -10,12 +10,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from gateway.core.usage import OtherUsage, Usage
-from gateway.protocols.messages.iterations import read_iterations
+from gateway.protocols.messages.iterations import bounded, read_iterations
 from gateway.protocols.messages.tokens import take_tokens
 from gateway.protocols.reading import Counts, reported_cost_usd, text
 
-EARLIER_MAX: Final = 16
-"""Earlier messages of one stream that are kept apart; tokens of further ones are added to the last."""
 _QUALIFIERS: Final = ("speed", "inference_geo")
 
 
@@ -90,14 +88,14 @@ class MessagesUsage:
 
     def on_start(self, message: dict[str, Any]) -> None:
         """Take the message that begins; another one before it was a message of its own."""
-        identity = text(message.get("id"))
-        if identity is not None and self.id is not None and identity != self.id:
-            self._keep_earlier()
+        identity, usage = text(message.get("id")), message.get("usage")
+        if isinstance(usage, dict):
+            if identity is not None and self.id is not None and identity != self.id:
+                self._keep_earlier()
+            self._usage = usage
+            self.output_reported = False
         self.id = identity or self.id
         self.model = text(message.get("model")) or self.model
-        if isinstance(message.get("usage"), dict):
-            self._usage = message["usage"]
-            self.output_reported = False
 
     def on_delta(self, usage: dict[str, Any]) -> None:
         """Let what the usage of a delta reports override what was known."""
@@ -114,26 +112,10 @@ class MessagesUsage:
         )
 
     def _keep_earlier(self) -> None:
-        if not self.output_reported or self._usage is None:
-            return
-        counts = Counts()
-        take_tokens(counts, self._usage)
-        if not any(counts.values.values()):
-            return
-        *kept, last = (*self._earlier, _earlier(self.model, counts.values))
-        if len(kept) < EARLIER_MAX:
-            self._earlier = (*kept, last)
-            return
-        for name, units in kept[-1].counts.items():
-            if name in counts.values:
-                counts.add(name, units)
-            else:
-                counts.values[name] = units
-        self._earlier = (*kept[:-1], _earlier(self.model, counts.values))
-
-
-def _earlier(model: str | None, counts: dict[str, int]) -> OtherUsage:
-    return OtherUsage(model=model or "", reason="earlier_message", counts=counts)
+        usage = read_usage(self._usage, model=self.model) if self.output_reported else None
+        if usage is not None and any(usage.counts.values()):
+            message = OtherUsage(model=self.model or "", reason="earlier_message", counts=usage.counts)
+            self._earlier = bounded((*self._earlier, message, *usage.others))
 
 
 def merge(start: dict[str, Any] | None, delta: dict[str, Any]) -> dict[str, Any]:

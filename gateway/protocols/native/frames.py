@@ -54,7 +54,9 @@ class _Buffer:
         self._data += data
         events = self._cut()
         if len(self._data) > EVENT_BYTES_MAX:
-            self._break("event_too_large")
+            self.broken = "event_too_large"
+        if self.broken is not None:
+            self._data.clear()
         return events
 
     def finish(self) -> list[bytes]:
@@ -64,24 +66,14 @@ class _Buffer:
     def _cut(self) -> list[bytes]:
         raise NotImplementedError
 
-    def _break(self, word: str) -> None:
-        self.broken = word
-        self._data.clear()
-
 
 class Lines(_Buffer):
     """A JSON value a line."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._searched = 0
-
     def _cut(self) -> list[bytes]:
-        if self._data.find(b"\n", self._searched) < 0:
-            self._searched = len(self._data)
+        if b"\n" not in self._data:
             return []
-        *lines, rest = self._data.split(b"\n")
-        self._data, self._searched = rest, len(rest)
+        *lines, self._data = self._data.split(b"\n")
         return [bytes(line) for line in lines if line.strip()]
 
     def finish(self) -> list[bytes]:
@@ -96,26 +88,28 @@ class ServerSentEvents(_Buffer):
         super().__init__()
         self._said: list[bytes] = []
         self._said_bytes = 0
+        self._searched = 0
         self._first = True
 
     def _cut(self) -> list[bytes]:
         events: list[bytes] = []
         at = 0
-        for end in _LINE_END.finditer(self._data):
+        for end in _LINE_END.finditer(self._data, self._searched):
             self._line(bytes(self._data[at : end.start()]), events)
             at = end.end()
         del self._data[:at]
+        self._searched = max(len(self._data) - 1, 0)  # the last byte may be a CR
         return events
 
     def _line(self, line: bytes, events: list[bytes]) -> None:
         if self._first:
             line, self._first = line.removeprefix(b"\xef\xbb\xbf"), False
         if line.startswith(b"data:"):
-            said = line[5:].removeprefix(b" ")
-            self._said.append(said)
-            self._said_bytes += len(said)
+            self._said_bytes += len(line)
             if self._said_bytes > EVENT_BYTES_MAX:
-                self._break("event_too_large")
+                self.broken, self._said = "event_too_large", []
+            else:
+                self._said.append(line[5:].removeprefix(b" "))
         elif not line and self._said:
             events.append(b"\n".join(self._said))
             self._said, self._said_bytes = [], 0
@@ -170,20 +164,27 @@ class Objects(_Buffer):
 class AwsEvents(_Buffer):
     """The payloads of AWS event-stream messages; both checksums must hold."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._needed = _PRELUDE.size  # bytes without which the next message is not whole
+
     def _cut(self) -> list[bytes]:
+        if len(self._data) < self._needed:
+            return []
         payloads: list[bytes] = []
-        data, at = bytes(self._data), 0
+        data, at, self._needed = bytes(self._data), 0, _PRELUDE.size
         while len(data) - at >= _PRELUDE.size:  # each turn takes one message
             total, headers, crc = _PRELUDE.unpack_from(data, at)
             least = _PRELUDE.size + headers + _CRC_BYTES
             if crc != zlib.crc32(data[at : at + 8]) or not least <= total <= EVENT_BYTES_MAX:
-                self._break("frame_unreadable")
+                self.broken = "frame_unreadable"
                 return payloads
             if len(data) - at < total:
+                self._needed = total
                 break
             end = at + total - _CRC_BYTES
             if int.from_bytes(data[end : end + _CRC_BYTES], "big") != zlib.crc32(data[at:end]):
-                self._break("frame_unreadable")
+                self.broken = "frame_unreadable"
                 return payloads
             payloads.append(data[at + _PRELUDE.size + headers : end])
             at += total

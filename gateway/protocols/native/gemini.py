@@ -136,7 +136,7 @@ def include_parts(counts: Counts, total: object) -> None:
     values = counts.values
     if "input" in values and "input_tool" in values:
         counts.add("input", values["input_tool"])
-    if "reasoning" in values:
+    if "reasoning" in values and "output_unusable" not in counts.anomalies:
         values.setdefault("output", 0)
         counts.add("output", values["reasoning"])
     counts.parts_within_wholes()
