@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gateway.core.errors import CallerError
-from gateway.core.usage import COUNT_MAX
+from gateway.core.usage import COUNT_MAX, Usage
 
 TEXT_CHARS_MAX: Final = 256
 CODE_CHARS_MAX: Final = 64
@@ -151,6 +151,20 @@ class Counts:
         """Note an anomaly once."""
         if word not in self.anomalies:
             self.anomalies.append(word)
+
+    def usage(
+        self, *, tier: str | None = None, cost: str | None = None, qualifiers: dict[str, str] | None = None
+    ) -> Usage | None:
+        """Return what was collected as usage; None if nothing was reported, not even what it cost."""
+        if not self.values and not self.anomalies and cost is None:
+            return None
+        return Usage(
+            counts=self.values,
+            anomalies=tuple(self.anomalies),
+            service_tier=tier,
+            reported_cost_usd=cost,
+            qualifiers=qualifiers or {},
+        )
 
     def parts_within_wholes(self) -> None:
         """Flag parts that are more than their whole; they stay as reported."""

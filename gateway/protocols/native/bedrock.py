@@ -68,15 +68,11 @@ def read_converse(said: dict[str, Any], event: dict[str, Any]) -> Usage | None:
     total = said.get("totalTokens")
     if type(total) is int and "output" in values and total > values.get("input", 0) + values["output"]:
         counts.flag("total_exceeds_sum")
-    if not values and not counts.anomalies:
-        return None
     tier, speed = event.get("serviceTier"), event.get("performanceConfig")
     latency = text(speed.get("latency")) if isinstance(speed, dict) else None
-    return Usage(
-        counts=values,
-        anomalies=tuple(counts.anomalies),
-        service_tier=text(tier.get("type")) if isinstance(tier, dict) else None,
-        qualifiers={"latency": latency} if latency else {},
+    return counts.usage(
+        tier=text(tier.get("type")) if isinstance(tier, dict) else None,
+        qualifiers={"latency": latency} if latency else None,
     )
 
 
@@ -140,9 +136,7 @@ class Invoke:
                 counts.sum("output", result.get("tokenCount"))
         counts.whole("output", self._native.get("totalOutputTextTokenCount"))
         counts.whole("output", self._native.get("generation_token_count"))
-        if not counts.values and not counts.anomalies:
-            return None
-        return Usage(counts=counts.values, anomalies=tuple(counts.anomalies))
+        return counts.usage()
 
     def usage(self) -> Usage | None:
         """Return the usage so far."""

@@ -18,7 +18,6 @@ _MODALITY: Final = {
 }  # fmt: skip
 """Text and documents cost what the rest of the input costs; some clients write numbers for the names."""
 _TRAFFIC_TIER: Final = {"ON_DEMAND_FLEX": "flex", "ON_DEMAND_PRIORITY": "priority"}
-_PREDICTIONS_MAX: Final = 10_000
 
 
 class GenerateContent:
@@ -63,13 +62,9 @@ class GenerateContent:
         if self._maps:
             counts.put("map_search", 1)
         traffic, tier = text(said.get("trafficType")), text(said.get("serviceTier"))
-        if not counts.values and not counts.anomalies:
-            return None
-        return Usage(
-            counts=counts.values,
-            anomalies=tuple(counts.anomalies),
-            service_tier=tier or _TRAFFIC_TIER.get(traffic or ""),
-            qualifiers={"traffic_type": traffic} if traffic else {},
+        return counts.usage(
+            tier=tier or _TRAFFIC_TIER.get(traffic or ""),
+            qualifiers={"traffic_type": traffic} if traffic else None,
         )
 
 
@@ -102,9 +97,7 @@ class Interactions:
         _modalities(counts, "cache_read", said.get("cached_tokens_by_modality"), "tokens")
         _modalities(counts, "output", said.get("output_tokens_by_modality"), "tokens")
         include_parts(counts, said.get("total_tokens"))
-        if not counts.values and not counts.anomalies:
-            return None
-        return Usage(counts=counts.values, anomalies=tuple(counts.anomalies), service_tier=self._tier)
+        return counts.usage(tier=self._tier)
 
 
 class Predict:
@@ -116,7 +109,7 @@ class Predict:
     def take(self, event: dict[str, Any]) -> None:
         """Take the body."""
         predictions, metadata = event.get("predictions"), event.get("metadata")
-        for prediction in predictions[:_PREDICTIONS_MAX] if isinstance(predictions, list) else ():
+        for prediction in predictions if isinstance(predictions, list) else ():
             embeddings = prediction.get("embeddings") if isinstance(prediction, dict) else None
             said = embeddings.get("statistics") if isinstance(embeddings, dict) else None
             if isinstance(said, dict):
@@ -126,9 +119,7 @@ class Predict:
 
     def usage(self) -> Usage | None:
         """Return the usage."""
-        if not self._counts.values and not self._counts.anomalies:
-            return None
-        return Usage(counts=self._counts.values, anomalies=tuple(self._counts.anomalies))
+        return self._counts.usage()
 
 
 def include_parts(counts: Counts, total: object) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.chat_completions.reply import usage_of
@@ -52,9 +54,7 @@ def _read_cohere(said: dict[str, Any]) -> Usage | None:
     counts.whole("reasoning", tokens.get("reasoning_tokens"))
     counts.whole("cache_read", said.get("cached_tokens"))
     counts.parts_within_wholes()
-    if not counts.values:
-        return None
-    return Usage(counts=counts.values, anomalies=tuple(counts.anomalies))
+    return counts.usage() if counts.values else None
 
 
 class Ollama:
@@ -70,9 +70,7 @@ class Ollama:
 
     def usage(self) -> Usage | None:
         """Return the usage so far."""
-        if not self._counts.values and not self._counts.anomalies:
-            return None
-        return Usage(counts=self._counts.values, anomalies=tuple(self._counts.anomalies))
+        return self._counts.usage()
 
 
 class OpenAiLike:
@@ -104,13 +102,7 @@ class OpenAiLike:
             return self._usage
         if self._usage is None:
             return Usage(counts={"image": self._images})
-        return Usage(
-            counts={**self._usage.counts, "image": self._images},
-            anomalies=self._usage.anomalies,
-            service_tier=self._usage.service_tier,
-            reported_cost_usd=self._usage.reported_cost_usd,
-            qualifiers=self._usage.qualifiers,
-        )
+        return msgspec.structs.replace(self._usage, counts={**self._usage.counts, "image": self._images})
 
 
 def like_chat(event: dict[str, Any]) -> dict[str, Any]:
@@ -145,9 +137,7 @@ class Pages:
 
     def usage(self) -> Usage | None:
         """Return the usage."""
-        if not self._counts.values and not self._counts.anomalies:
-            return None
-        return Usage(counts=self._counts.values, anomalies=tuple(self._counts.anomalies))
+        return self._counts.usage()
 
 
 class Rerank:
@@ -164,11 +154,7 @@ class Rerank:
         counts = Counts()
         counts.whole("rerank_search", said.get("search_units"))
         counts.take("input", said, "prompt_tokens", "input_tokens", "total_tokens")
-        cost = reported_cost_usd(said)
-        if counts.values or counts.anomalies or cost is not None:
-            self._usage = Usage(
-                counts=counts.values, anomalies=tuple(counts.anomalies), reported_cost_usd=cost
-            )
+        self._usage = counts.usage(cost=reported_cost_usd(said)) or self._usage
 
     def usage(self) -> Usage | None:
         """Return the usage."""
