@@ -34,8 +34,10 @@ def charge(usage: Usage, card: RateCard, catalog: str) -> Charge | None:
     tiered = False
     for whole in _WHOLES:
         covered = _charge_tree(whole, counts, card.rates, input_units, lines)
-        if covered < counts.get(whole, 0):
+        if covered < counts.get(whole, 0) and not DIMENSIONS[whole].free_without_rate:
             return None
+    if not lines and any(counts.values()):
+        return None
     for rate in card.rates.values():
         tiered = tiered or bool(rate.tiers)
     if "request" in card.rates:

@@ -24,6 +24,7 @@ from tests.conftest import shared_folder
 
 CATALOGUE = Catalogue(packaged_rates())
 TOKENS = [name for name, d in DIMENSIONS.items() if d.side != "request"]
+WHOLES = [name for name in TOKENS if DIMENSIONS[name].part_of is None]
 NOW = 1_790_000_000
 
 
@@ -51,11 +52,11 @@ def honest_usage(draw: st.DrawFn) -> dict[str, int]:
 
 @given(honest_usage(), st.sets(st.sampled_from(TOKENS)))
 def test_each_unit_is_charged_exactly_once(counts: dict[str, int], rated: set[str]) -> None:
-    rated |= {"input", "output"}
+    rated |= set(WHOLES)
     card = RateCard(price_id="x", rates={name: usd("1") for name in rated})
     result = charge(Usage(counts=counts), card, "c")
     assert result is not None
-    assert sum(line.units for line in result.lines) == counts["input"] + counts["output"]
+    assert sum(line.units for line in result.lines) == sum(counts.get(whole, 0) for whole in WHOLES)
     assert result.cost_pico_usd == sum(line.cost_pico_usd for line in result.lines)
     assert len({line.dimension for line in result.lines}) == len(result.lines)
     assert all(line.dimension in rated and line.units >= 0 for line in result.lines)
@@ -102,6 +103,17 @@ def test_units_without_any_rate_make_the_bill_unpriced_not_cheaper() -> None:
     card = RateCard(price_id="x", rates={"input": usd("1")})
     assert charge(Usage(counts={"input": 5, "output": 7}), card, "c") is None
     assert charge(Usage(counts={"input": 5, "output": 0}), card, "c") is not None
+
+
+def test_only_what_costs_nothing_by_itself_needs_no_rate() -> None:
+    tokens = {"input": 5, "output": 7}
+    card = RateCard(price_id="x", rates={"input": usd("1"), "output": usd("1")})
+    for name in WHOLES:
+        if name not in tokens:
+            free = DIMENSIONS[name].free_without_rate
+            assert (charge(Usage(counts={**tokens, name: 1}), card, "c") is not None) is free, name
+            assert charge(Usage(counts={**tokens, name: 0}), card, "c") is not None
+            assert charge(Usage(counts={name: 1}), card, "c") is None, "nothing known is never free"
 
 
 def test_an_unknown_model_has_no_rate() -> None:
