@@ -23,6 +23,7 @@ TOKENS_MAX: Final = 2**53 - 1
 
 Facts = TypeVar("Facts")
 
+XAI_TICKS_PER_USD: Final = 10**10
 _any_decoder: Final = msgspec.json.Decoder(float_hook=Decimal)
 _COST_DIGITS_MAX: Final = 40
 _INT_DIGITS_MAX: Final = 400
@@ -139,6 +140,18 @@ def cost_usd(value: object) -> str | None:
     if not isinstance(exponent, int) or exponent < -_COST_DIGITS_MAX:
         return None
     return format(value, "f")
+
+
+def reported_cost_usd(usage: dict[str, Any]) -> str | None:
+    """Return what a provider says in its usage that the reply cost, as an exact decimal string."""
+    cost = usage.get("cost")
+    if isinstance(cost, dict):  # Perplexity
+        cost = cost.get("total_cost")
+    reported = cost_usd(cost)
+    ticks = usage.get("cost_in_usd_ticks")
+    if reported is None and type(ticks) is int and 0 <= ticks <= COUNT_MAX:
+        return cost_usd(Decimal(ticks) / XAI_TICKS_PER_USD)
+    return reported
 
 
 def read_facts(body: bytes, decoder: msgspec.json.Decoder[Facts], once: tuple[bytes, ...]) -> Facts:

@@ -7,14 +7,11 @@ their sum. Every choice is listed in `docs/usage-choices.md`.
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
-from gateway.core.usage import COUNT_MAX, Usage
+from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.reading import Counts, cost_usd, text
-
-XAI_TICKS_PER_USD: Final = 10**10
+from gateway.protocols.reading import Counts, reported_cost_usd, text
 
 
 def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) -> Usage | None:
@@ -44,7 +41,7 @@ def read_usage(usage: object, dialect: Dialect, *, service_tier: object = None) 
         counts=counts.values,
         anomalies=tuple(counts.anomalies),
         service_tier=text(service_tier),
-        reported_cost_usd=_reported_cost(usage),
+        reported_cost_usd=reported_cost_usd(usage),
     )
 
 
@@ -68,14 +65,3 @@ def _output(counts: Counts, usage: dict[str, Any], dialect: Dialect) -> None:
     parts = counts.values.get("input", 0) + counts.values.get("output", 0)
     if known_total is not None and "output" in counts.values and known_total > parts:
         counts.flag("total_exceeds_sum")
-
-
-def _reported_cost(usage: dict[str, Any]) -> str | None:
-    cost = usage.get("cost")
-    if isinstance(cost, dict):  # Perplexity
-        cost = cost.get("total_cost")
-    reported = cost_usd(cost)
-    ticks = usage.get("cost_in_usd_ticks")
-    if reported is None and type(ticks) is int and 0 <= ticks <= COUNT_MAX:
-        return cost_usd(Decimal(ticks) / XAI_TICKS_PER_USD)
-    return reported
