@@ -2,7 +2,7 @@
 
 A meter reads a stream through `EventMeter`. A read that ends on an event's boundary and holds nothing of
 interest passes as the very same object; otherwise its events are looked at one by one. What is not yet a
-whole event waits, within EVENT_BYTES_MAX; from the terminal event on everything is held until `finish`.
+whole event waits, within `event_bytes_max`; from the terminal event on everything is held until `finish`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class EventMeter:
     A subclass says with `first_interest` where in a read the first event of interest may begin, and with
     `on_event` what becomes of it.
     """
+
+    event_bytes_max = EVENT_BYTES_MAX
+    """What may wait for the end of an event, and what may be held from the terminal event on."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -211,10 +214,10 @@ class EventMeter:
         self._carry.append(data)
         self._carry_bytes += len(data)
         self._seam = (self._seam + data)[-_SEAM_BYTES:] if len(self._carry) > 1 else data[-_SEAM_BYTES:]
-        if self._carry_bytes > EVENT_BYTES_MAX:
+        if self._carry_bytes > self.event_bytes_max:
             raise UpstreamError(
                 "upstream_protocol",
-                f"the provider sent an event of more than {EVENT_BYTES_MAX} bytes",
+                f"the provider sent an event of more than {self.event_bytes_max} bytes",
                 retryable=False,
                 sent=True,
             )
@@ -222,10 +225,10 @@ class EventMeter:
     def _hold(self, data: bytes) -> None:
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > EVENT_BYTES_MAX:
+        if self._held_bytes > self.event_bytes_max:
             raise UpstreamError(
                 "upstream_protocol",
-                f"the provider sent more than {EVENT_BYTES_MAX} bytes after its end event",
+                f"the provider sent more than {self.event_bytes_max} bytes after its end event",
                 retryable=False,
                 sent=True,
             )
