@@ -166,8 +166,8 @@ def _add_stored_responses(app: FastAPI, identify: Callable[[Sequence[Header]], I
         identify(request.scope["headers"])
         raise CallerError(
             "not_supported",
-            "stored responses can not be fetched, listed, cancelled or deleted through the gateway, whose "
-            "callers share the provider's account; `previous_response_id` continues one in POST /v1/responses",
+            "stored responses can not be fetched, cancelled or deleted through the gateway, whose callers "
+            "share the provider's account; POST /v1/responses continues one: `previous_response_id`",
             status=404,
         )
 
