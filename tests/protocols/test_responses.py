@@ -373,7 +373,15 @@ def test_deltas_of_other_kinds_are_content_too() -> None:
 
 
 def test_comments_and_unknown_events_pass() -> None:
-    others = (b": PROCESSING\n\n", event("keepalive", sequence_number=3), b"data: not json\n\n", b"\n\n")
+    half = event("response.output_text.delta", delta="x").replace(b'"type":"', b'"type":"\\ud800')
+    others = (
+        b": PROCESSING\n\n",
+        half,
+        b"data: {}\n\n",
+        event("keepalive", sequence_number=3),
+        b"data: not json\n\n",
+        b"\n\n",
+    )
     released, tail = read(CREATED, *others, TEXT, *others, end())
     assert released == b"".join((CREATED, *others, TEXT, *others))
     assert tail.reply.complete

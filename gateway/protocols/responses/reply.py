@@ -54,7 +54,9 @@ def finish_reasons(response: Mapping[str, Any]) -> tuple[str, ...]:
 
 def failed(response: Mapping[str, Any]) -> bool:
     """Say whether a response object tells of its own failure; tokens may have been made all the same."""
-    return bool(response.get("error")) or response.get("status") == "failed"
+    return (
+        bool(response.get("error")) or response.get("status") == "failed" or response.get("type") == "error"
+    )
 
 
 def error_type(value: Mapping[str, Any]) -> str:

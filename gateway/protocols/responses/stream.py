@@ -93,6 +93,8 @@ class ResponsesMeter(EventMeter):
         kind = value.get("type")
         if not isinstance(kind, str):  # some readers go by the event's name
             kind = "" if named is None else named.decode()
+        elif not kind.isascii():
+            kind = "?"
         said = text_bytes(value.get("delta")) if kind.endswith(".delta") else 0
         self._note(event, said)
         if said:
