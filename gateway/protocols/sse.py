@@ -41,9 +41,10 @@ END: Final = 2
 
 def payload_of(event: bytes) -> bytes:
     """Return the joined `data` lines of one event; b"" if it has none (comments, other fields)."""
-    one_line = event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2
-    if one_line and not event.count(b"\r"):
-        return event[6:-2]
+    if event.endswith(b"\n\n") and not event.count(b"\r"):  # nearly every event
+        start = event.find(b"\n") + 1 if event.startswith(b"event: ") else 0
+        if event.startswith(b"data: ", start) and event.count(b"\n", start) == 2:
+            return event[start + 6 : -2]
     lines = []
     for line in _END_OF_LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
@@ -170,8 +171,14 @@ class EventMeter:
             else:
                 cut = 0
             end = data.index(b"\n\n", cut) + 2
-            released.append(self._each_event(data[cut:end]))
-            data = data[end:]
+            event, data = data[cut:end], data[end:]
+            self.events += 1
+            fate = self.on_event(event)
+            if fate == PASS:
+                released.append(event)
+            elif fate == END:
+                self.ended = True
+                self._hold(event)
             if self.ended and data:
                 self._hold(data)
             if self.ended or not data:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from gateway.core.exchange import Reply
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.reading import decode, text
+from gateway.protocols.reading import text
 from gateway.protocols.responses.reply import (
     error_type,
     failed,
@@ -26,14 +26,14 @@ from gateway.protocols.responses.reply import (
     text_bytes,
     tools_in,
 )
+from gateway.protocols.responses.skim import skim
 from gateway.protocols.responses.usage import read_usage, tool_called
 from gateway.protocols.sse import END, PASS, EventMeter, payload_of
 
 _TERMINAL: Final = ("response.completed", "response.incomplete", "response.failed")
-_BEGUN: Final = ("response.created", "response.in_progress", "response.queued")
 _KIND: Final = re.compile(rb'(?:event: ?([\w.]+)\n)?data: ?(?:\{"type": ?"([\w.]+)")?')
 _READ: Final = frozenset(
-    kind.encode() for kind in (*_TERMINAL, *_BEGUN, "response.output_item.done", "error")
+    kind.encode() for kind in (*_TERMINAL, "response.created", "response.output_item.done", "error")
 )
 """Kinds that are read whole; of the others, deltas are measured and the rest only counted."""
 TERMINAL_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -83,7 +83,7 @@ class ResponsesMeter(EventMeter):
             self._note(event, 0)
             return PASS
         payload = payload_of(event)
-        value = decode(payload) if payload else None
+        value = skim(payload) if payload else None
         if not isinstance(value, dict):
             self._note(event, 0)
             return END if payload.strip() == b"[DONE]" else PASS
@@ -99,7 +99,7 @@ class ResponsesMeter(EventMeter):
         self._note(event, said)
         if said:
             self._run = _run_of(event, kind.encode())
-        elif kind in _TERMINAL or kind in _BEGUN:
+        elif kind in _TERMINAL or kind == "response.created":
             self._on_response(kind, value)
             return END if kind in _TERMINAL else PASS
         elif kind == "error" or (not kind and value.get("error")):
