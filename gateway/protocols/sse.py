@@ -98,9 +98,13 @@ class EventMeter:
 
     def said(self) -> Said | None:
         """Return the text of the stream's beginning."""
-        events = [decode(payload_of(event)) for event in _BLANK_LINE.split(b"".join(self._sample))]
+        events = [decode(payload_of(event)) for event in self._sampled()]
         text = "".join([self.said_in(value) for value in events if isinstance(value, dict)])
         return Said(text=text, bytes=self._sample_bytes, of=self.fed) if text else None
+
+    def _sampled(self) -> list[bytes]:
+        """Return the events of the stream's beginning; the last one may be cut."""
+        return _BLANK_LINE.split(b"".join(self._sample))
 
     @property
     def pieces(self) -> int:

@@ -14,6 +14,7 @@ from gateway.core.usage import COUNT_MAX
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.base import EVENT_BYTES_MAX, Dialect
 from gateway.protocols.responses.stream import TERMINAL_BYTES_MAX
+from gateway.protocols.sse import SAMPLE_BYTES
 
 DOOR = PROTOCOLS["/v1/responses"]
 COMPACT = PROTOCOLS["/v1/responses/compact"]
@@ -435,3 +436,46 @@ def test_the_last_event_of_a_broken_stream_has_both_forms() -> None:
     assert (name, rest) == (b"event: error", [b"", b""])
     value = json.loads(data.removeprefix(b"data: "))
     assert (value["type"], value["code"], value["error"]["message"]) == ("error", "upstream_incomplete", "m")
+
+
+# text, for a tokenizer
+
+
+def test_the_text_of_a_reply_is_at_hand_for_a_tokenizer() -> None:
+    output = [{"type": "message", "content": [{"text": "Hello"}]}, {"name": "f", "arguments": "{}"}, "odd"]
+    body = json.dumps({"output": output}).encode()
+    said = DOOR.said(body)
+    assert said is not None
+    assert (said.text, said.bytes, said.of) == ("Hellof{}", len(body), len(body))
+    assert DOOR.said(b"not json") is None
+    assert DOOR.said(b"{}") is None
+
+
+def sampled(*events: bytes) -> Any:
+    meter = DOOR.stream_meter(DOOR.read_request(b'{"model":"m","stream":true}'), Dialect())
+    for one in events:
+        meter.feed(one)
+    return meter.said()
+
+
+def padded(said: str) -> bytes:
+    return event("response.output_text.delta", delta=said, obfuscation="x" * (16 - len(said)))
+
+
+def test_a_short_stream_is_told_in_full_without_its_padding_and_repetitions() -> None:
+    repeated = event("response.output_text.done", text="Hello world")
+    said = sampled(
+        CREATED, padded("Hello"), padded(" world"), repeated, end(output=[{"text": "Hello world"}])
+    )
+    assert (said.text, said.bytes) == ("Hello world", said.of)
+    assert sampled(CREATED) is None
+
+
+def test_a_long_stream_is_told_by_its_beginning() -> None:
+    large = event("response.created", response={"id": "r", "tools": ["t" * 40_000]})
+    words = [padded(f"w{at:04}") for at in range(2000)]
+    for first in (CREATED, large):
+        said = sampled(first, *words)
+        told = len(said.text) * said.of / said.bytes
+        assert SAMPLE_BYTES / 300 * 5 < len(said.text) < 2000 * 5 / 4
+        assert 0.9 < told / (2000 * 5) < 1.1

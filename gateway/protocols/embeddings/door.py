@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.core.dimensions import Side
-from gateway.core.exchange import Reply
+from gateway.core.exchange import Reply, Said
 from gateway.protocols.base import Dialect, Request
 from gateway.protocols.chat_completions import ChatCompletions
 from gateway.protocols.embeddings import request
@@ -29,3 +29,7 @@ class Embeddings(ChatCompletions):
     def read_reply(self, status: int, body: bytes, dialect: Dialect) -> Reply:
         """Return the facts of a reply."""
         return read_reply(status, body)
+
+    def said(self, body: bytes) -> Said | None:
+        """Return None: a vector has no text."""
+        return None

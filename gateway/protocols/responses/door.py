@@ -6,10 +6,10 @@ import msgspec
 
 from gateway.core.dimensions import BOTH_SIDES
 from gateway.core.errors import SpanbillError
-from gateway.core.exchange import Reply
+from gateway.core.exchange import Reply, Said
 from gateway.protocols.base import Dialect, Request
 from gateway.protocols.responses import failures, request
-from gateway.protocols.responses.reply import read_reply
+from gateway.protocols.responses.reply import read_reply, said
 from gateway.protocols.responses.stream import ResponsesMeter
 
 
@@ -33,6 +33,10 @@ class Responses:
     def read_reply(self, status: int, body: bytes, dialect: Dialect) -> Reply:
         """Return the facts of a whole reply."""
         return read_reply(status, body, dialect)
+
+    def said(self, body: bytes) -> Said | None:
+        """Return the text of a whole reply."""
+        return said(body)
 
     def stream_meter(self, request_: Request, dialect: Dialect) -> ResponsesMeter:
         """Return a meter for one stream."""

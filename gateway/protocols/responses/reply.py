@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.core.exchange import Reply, Seen
+from gateway.core.exchange import Reply, Said, Seen
 from gateway.core.usage import COUNT_MAX
 from gateway.protocols.base import Dialect
-from gateway.protocols.reading import CODE_CHARS_MAX, decode, text
+from gateway.protocols.reading import CODE_CHARS_MAX, decode, text, utf8_bytes
 from gateway.protocols.responses.usage import read_usage, tool_called
 
 _SAID: Final = ("text", "refusal", "name", "arguments", "input", "code")
@@ -27,7 +27,7 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
         return Reply(error_type=error_type(value), output_summary=summary)
     output = value.get("output")
     items = output if isinstance(output, list) else []
-    said = sum([said_bytes(item) for item in items])
+    words = said_in_items(items)
     if isinstance(output, list):
         summary["choices"] = len(items)
     if calls := sum([is_call(item) for item in items]):
@@ -40,7 +40,7 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
         complete=True,
         error_type=error_type(value) if failed(value) else None,
         output_summary=summary,
-        seen=Seen(events=1, text_bytes=said) if said else None,
+        seen=Seen(events=1, text_bytes=utf8_bytes(words)) if words else None,
     )
 
 
@@ -83,23 +83,20 @@ def is_call(item: object) -> bool:
     return isinstance(kind, str) and kind.endswith("_call")
 
 
-def said_bytes(item: object) -> int:
-    """Return how many UTF-8 bytes of text, reasoning and tool arguments an output item holds."""
-    if not isinstance(item, dict):
-        return 0
-    total = text_bytes_of(item)
-    for key in _PARTS:
-        parts = item.get(key)
-        if isinstance(parts, list):
-            total += sum([text_bytes_of(part) for part in parts if isinstance(part, dict)])
-    return total
+def said(body: bytes) -> Said | None:
+    """Return the text of a whole reply."""
+    value = decode(body)
+    output = value.get("output") if isinstance(value, dict) else None
+    text = said_in_items(output) if isinstance(output, list) else ""
+    return Said(text=text, bytes=len(body), of=len(body)) if text else None
 
 
-def text_bytes_of(part: Mapping[str, Any]) -> int:
-    """Return the bytes of what one object itself says."""
-    return sum([text_bytes(part.get(key)) for key in _SAID])
-
-
-def text_bytes(value: object) -> int:
-    """Return the bytes of a text, 0 for anything else."""
-    return len(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else 0
+def said_in_items(items: list[Any]) -> str:
+    """Return the text, reasoning and tool arguments of output items."""
+    texts: list[object] = []
+    for item in items:
+        if isinstance(item, dict):
+            inner = [part for key in _PARTS if isinstance(item.get(key), list) for part in item[key]]
+            parts = [item, *[part for part in inner if isinstance(part, dict)]]
+            texts += [part.get(key) for part in parts for key in _SAID]
+    return "".join([text for text in texts if isinstance(text, str)])

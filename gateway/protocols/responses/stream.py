@@ -14,21 +14,20 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from gateway.core.exchange import Reply
+from gateway.core.exchange import Reply, Said
 from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
-from gateway.protocols.reading import text
+from gateway.protocols.reading import text, utf8_bytes
 from gateway.protocols.responses.reply import (
     error_type,
     failed,
     finish_reasons,
     is_call,
-    text_bytes,
     tools_in,
 )
 from gateway.protocols.responses.skim import skim
 from gateway.protocols.responses.usage import read_usage, tool_called
-from gateway.protocols.sse import END, PASS, EventMeter, payload_of
+from gateway.protocols.sse import END, PASS, SAMPLE_BYTES, EventMeter, payload_of
 
 _TERMINAL: Final = ("response.completed", "response.incomplete", "response.failed")
 _KIND: Final = re.compile(rb'(?:event: ?([\w.]+)\n)?data: ?(?:\{"type": ?"([\w.]+)")?')
@@ -95,7 +94,9 @@ class ResponsesMeter(EventMeter):
             kind = "" if named is None else named.decode()
         elif not kind.isascii():
             kind = "?"
-        said = text_bytes(value.get("delta")) if kind.endswith(".delta") else 0
+        said = utf8_bytes(_delta(kind, value))
+        if said and self.pieces == 1 and self._sample_bytes > SAMPLE_BYTES // 2:
+            self._sample, self._sample_bytes = [], 0  # it holds the request that the first events repeat
         self._note(event, said)
         if said:
             self._run = _run_of(event, kind.encode())
@@ -108,6 +109,22 @@ class ResponsesMeter(EventMeter):
         elif kind == "response.output_item.done":
             self._on_item(value.get("item"))
         return PASS
+
+    def said(self) -> Said | None:
+        """Return the text of the stream's beginning; what repeats it and what has none is left out."""
+        said = [(event, self._said_in(event)) for event in self._sampled()]
+        text = "".join([words for _, words in said])
+        if not text:
+            return None
+        if self.fed <= self._sample_bytes:
+            return Said(text=text, bytes=self.fed, of=self.fed)
+        size = sum([len(event) + 2 for event, words in said if words])
+        return Said(text=text, bytes=size, of=max(size, self.fed - self._other_bytes))
+
+    def _said_in(self, event: bytes) -> str:
+        value = skim(payload_of(event)) if b".delta" in event else None
+        kind = value.get("type") if isinstance(value, dict) else None
+        return _delta(kind, value) if isinstance(value, dict) and isinstance(kind, str) else ""
 
     def _on_response(self, kind: str, value: dict[str, Any]) -> None:
         response = value.get("response")
@@ -149,6 +166,12 @@ class ResponsesMeter(EventMeter):
             output_summary=summary,
             seen=self.seen(),
         )
+
+
+def _delta(kind: str, value: dict[str, Any]) -> str:
+    """Return what one event adds to the answer."""
+    delta = value.get("delta")
+    return delta if kind.endswith(".delta") and isinstance(delta, str) else ""
 
 
 def _run_of(event: bytes, kind: bytes) -> bytes | None:
