@@ -1,4 +1,4 @@
-"""Usage of embeddings: input only; every choice is listed in `docs/usage-choices.md`."""
+"""Usage of embeddings: input only; every choice is listed in `docs/doors.md`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Calls of the provider's own tools cost money beside the tokens. How often each was called is taken from the
 provider's count where the reply has one, else from the items of its output; every choice is listed in
-`docs/usage-choices.md`.
+`docs/doors.md`.
 """
 
 from __future__ import annotations
