@@ -214,6 +214,41 @@ def test_the_providers_own_count_of_calls_goes_before_the_items() -> None:
     assert (odd.counts["web_search"], odd.anomalies) == (1, ("web_search_unusable",))
 
 
+IMAGE_GEN = {
+    "input_tokens": 50,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 50},
+    "output_tokens": 1056,
+    "output_tokens_details": {"image_tokens": 1056, "text_tokens": 0},
+}
+PAINTED: dict[str, Any] = {
+    "output": [{"type": "image_generation_call", "status": "completed", "result": "AAAA"}],
+    "tools": [{"type": "function"}, {"type": "image_generation", "model": "gpt-image-1"}],
+    "tool_usage": {"image_gen": IMAGE_GEN, "web_search": {"num_requests": 0}},
+}
+
+
+def test_the_tokens_of_the_model_that_made_an_image_are_kept_apart_and_replace_its_calls() -> None:
+    streamed = read(CREATED, end(**PAINTED))[1].reply.usage
+    for usage in (usage_of(USAGE, **PAINTED), streamed):
+        assert usage.counts == {"input": 11, "output": 7, "web_search": 0}
+        ((model, reason, counts),) = [(o.model, o.reason, o.counts) for o in usage.others]
+        assert (model, reason) == ("gpt-image-1", "image_generation")
+        assert counts == {"input": 50, "input_image": 0, "output": 1056, "output_image": 1056}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": []},
+        {"tools": [{"type": "image_generation"}]},
+        {"tool_usage": {"image_gen": {"input_tokens": 0}}},
+    ],
+)
+def test_an_image_without_tokens_or_a_model_is_counted_by_its_call(change: dict[str, Any]) -> None:
+    usage = usage_of(USAGE, **{**PAINTED, **change})
+    assert (usage.counts["image_generation"], usage.others) == (1, ())
+
+
 def test_no_tool_no_count() -> None:
     assert set(usage_of(USAGE, output=[{"type": "message"}]).counts) == {"input", "output"}
 

@@ -20,6 +20,11 @@ class _Item(msgspec.Struct):
     action: Any = None
 
 
+class _Tool(msgspec.Struct):
+    type: Any = None
+    model: Any = None
+
+
 class _Response(msgspec.Struct):
     id: Any = None
     model: Any = None
@@ -30,6 +35,7 @@ class _Response(msgspec.Struct):
     usage: Any = None
     tool_usage: Any = None
     output: list[_Item] | None = None
+    tools: list[_Tool] | None = None
 
 
 class _Event(msgspec.Struct):
@@ -55,6 +61,7 @@ def skim(payload: bytes) -> object:
         value["item"] = msgspec.structs.asdict(event.item)
     if event.response is not None:
         value["response"] = response = msgspec.structs.asdict(event.response)
-        if event.response.output is not None:
-            response["output"] = [msgspec.structs.asdict(item) for item in event.response.output]
+        for name in ("output", "tools"):
+            if response[name] is not None:
+                response[name] = [msgspec.structs.asdict(item) for item in response[name]]
     return value

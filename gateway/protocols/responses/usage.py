@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.core.usage import Usage
+from gateway.core.usage import OtherUsage, Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.reading import Counts, reported_cost_usd, text
 
@@ -36,6 +36,9 @@ def read_usage(response: Mapping[str, Any], tools: Mapping[str, int], dialect: D
         _input(counts, usage)
         _output(counts, usage, dialect)
     _tools(counts, response, tools)
+    painted = _painted(response)
+    if painted:
+        counts.values.pop("image_generation", None)  # its tokens say more than its calls
     counts.parts_within_wholes()
     if not counts.values and not counts.anomalies:
         return None
@@ -44,6 +47,7 @@ def read_usage(response: Mapping[str, Any], tools: Mapping[str, int], dialect: D
         anomalies=tuple(counts.anomalies),
         service_tier=text(response.get("service_tier")),
         reported_cost_usd=reported_cost_usd(usage) if isinstance(usage, dict) else None,
+        others=painted,
     )
 
 
@@ -106,3 +110,23 @@ def _tools(counts: Counts, response: Mapping[str, Any], tools: Mapping[str, int]
         counts.take("web_search", usage_of_tools.get("web_search"), "num_requests")
     for tool, calls in tools.items():
         counts.values.setdefault(tool, calls)
+
+
+def _painted(response: Mapping[str, Any]) -> tuple[OtherUsage, ...]:
+    """Return what the model that made the images consumed, where the reply tells its tokens and its name."""
+    tools, usage_of_tools = response.get("tools"), response.get("tool_usage")
+    usage = usage_of_tools.get("image_gen") if isinstance(usage_of_tools, dict) else None
+    if not isinstance(usage, dict) or not isinstance(tools, list):
+        return ()
+    models = [
+        text(tool.get("model"))
+        for tool in tools
+        if isinstance(tool, dict) and tool.get("type") == "image_generation"
+    ]
+    counts = Counts()
+    for side in ("input", "output"):
+        counts.take(side, usage, f"{side}_tokens")
+        counts.take(f"{side}_image", usage.get(f"{side}_tokens_details"), "image_tokens")
+    if not models or models[0] is None or not any(counts.values.values()):
+        return ()
+    return (OtherUsage(model=models[0], reason="image_generation", counts=counts.values),)
