@@ -184,6 +184,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.input.summary.images", "int", _KNOWN, "images in the request", "{image}"),
     _a("billing.input.summary.bytes", "int", _KNOWN, "size of the request's body", "By"),
     _a("billing.input.summary.attachment_bytes", "int", "if any", "base64 data in the request's body", "By"),
+    _a("billing.input.summary.references", "int", "if any", "stored input that the request refers to"),
     _a("billing.output.summary.choices", "int", _KNOWN, "choices or content blocks in the reply"),
     _a("billing.output.summary.tool_calls", "int", _KNOWN, "tool calls in the reply", "{call}"),
     _a("billing.output.summary.events", "int", "streams", "events in the stream", "{event}"),

@@ -81,7 +81,11 @@ def with_estimate(
         bounds["output"] = (max(bounds["output"][0], said), max(bounds["output"][1], said))
     if "input" in missing:
         units, least, most = _input(call)
-        counts["input"], bounds["input"] = _within(units, least, most, context_window)
+        if call.input_summary.get("references"):  # how much is stored there, nobody here knows
+            most = context_window or 0
+        counts["input"], bound = _within(units, least, most, context_window)
+        if most:
+            bounds["input"] = bound
     estimate = Estimate(method=method, bounds=bounds)
     usage = Usage(counts=counts) if reported is None else reported
     usage = msgspec.structs.replace(

@@ -10,7 +10,9 @@ import openai
 import pytest
 
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError, UpstreamError
+from gateway.core.exchange import Call, Identity, Reply, Seen
 from gateway.core.usage import COUNT_MAX
+from gateway.metering.estimate import with_estimate
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.base import EVENT_BYTES_MAX, Dialect
 from gateway.protocols.responses.stream import TERMINAL_BYTES_MAX
@@ -71,6 +73,26 @@ def test_a_request_is_read_in_counts_and_claims() -> None:
     )
     assert (request.model, request.stream, request.max_tokens, request.user) == ("m", True, 9, "u")
     assert (request.summary["messages"], request.summary["tools"], request.summary["images"]) == (1, 2, 2)
+
+
+def test_input_that_is_stored_elsewhere_bounds_no_estimate() -> None:
+    for member, references in (
+        (b"", None),
+        (b',"previous_response_id":"r"', 1),
+        (b',"conversation":null', None),
+    ):
+        request = DOOR.read_request(b'{"model":"m","input":"hello"' + member + b"}")
+        assert request.summary.get("references") == references
+    call = Call(
+        record_id="r", trace_id="t", span_id="s", server_span_id="p", protocol="responses", operation="chat",
+        model="m", stream=False, identity=Identity(key_id="k", user_id="u", source="key"), started_unix_ns=1,
+        input_summary={"bytes": 40, "references": 1},
+    )  # fmt: skip
+    for window, bound in ((None, None), (128_000, (1, 128_000))):
+        usage = with_estimate(call, Reply(seen=Seen(events=1, text_bytes=4)), window).usage
+        assert usage is not None
+        assert usage.estimate is not None
+        assert (usage.counts["input"], usage.estimate.bounds.get("input")) == (10, bound)
 
 
 @pytest.mark.parametrize(("body", "messages"), [(b'"hello"', 1), (b"[{},{}]", 2), (b"null", None)])

@@ -31,6 +31,9 @@ class _Body(msgspec.Struct):
     max_output_tokens: int | None = None
     safety_identifier: Any = None
     user: Any = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
     input: list[msgspec.Raw] | str | None = None
     tools: list[msgspec.Raw] | None = None
 
@@ -54,13 +57,17 @@ def read(body: bytes) -> Request:
             param="background",
         )
     items = [msgspec.Raw()] if isinstance(facts.input, str) else facts.input
+    summary = summary_of(body, messages=items, tools=facts.tools, images=body.count(b'"input_image"'))
+    referred = (facts.previous_response_id, facts.conversation, facts.prompt)
+    if any(referred):
+        summary["references"] = sum([bool(what) for what in referred])
     return Request(
         model=check_model(facts.model),
         stream=facts.stream is True,
         usage_requested=True,
         max_tokens=check_max_tokens(facts.max_output_tokens, "max_output_tokens"),
         user=text(facts.safety_identifier) or text(facts.user),
-        summary=summary_of(body, messages=items, tools=facts.tools, images=body.count(b'"input_image"')),
+        summary=summary,
     )
 
 
