@@ -60,16 +60,16 @@ def bill(
     if ending.free:
         charge = FREE
     else:
-        if not metered(reply.usage):
+        if not metered(call, reply.usage):
             reply = with_estimate(call, reply, prices.context_window(target, reply, at_unix_s), output())
-        if metered(reply.usage):
+        if metered(call, reply.usage):
             charge = prices.charge(target, reply, at_unix_s)
     return Exchange(
         call=call,
         attempts=attempts,
         reply=reply,
         outcome=ending.outcome,
-        status=bill_status(ending, reply.usage, charge),
+        status=bill_status(call, ending, reply.usage, charge),
         error_type=ending.error_type,
         charge=charge,
         ended_unix_ns=ended_unix_ns,

@@ -130,7 +130,9 @@ class ProviderSettings(_Section):
     )
     api_key_env: str | None = Field(None, description="Environment variable that holds the provider's key.")
     protocols: tuple[str, ...] = Field(
-        ("chat_completions",), description="For a provider of your own: which doors it serves."
+        ("chat_completions",),
+        description="For a provider of your own: which doors it serves, of `chat_completions`, `messages`, "
+        "`count_tokens`, `responses`, `responses_compact`, `responses_input_tokens`, `embeddings`.",
     )
     models: tuple[str, ...] = Field(
         (), description="For a provider of your own: model names or `prefix*` patterns."

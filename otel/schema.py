@@ -48,7 +48,7 @@ _PRICED = "only if priced"
 _KNOWN = "if known"
 
 ATTRIBUTES: Final[tuple[Attribute, ...]] = (
-    _a("gen_ai.operation.name", "string", _ALWAYS, "`chat`, `count_tokens`, …"),
+    _a("gen_ai.operation.name", "string", _ALWAYS, "`chat`, `embeddings`, `count_tokens`"),
     _a("gen_ai.provider.name", "string", "if a provider was called", "the provider that served"),
     _a("gen_ai.request.model", "string", _ALWAYS, "the model that the caller named"),
     _a("gen_ai.response.model", "string", _REPORTED, "the model that served, which is the one priced"),
@@ -171,7 +171,12 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.alias", "string", "if an alias was named", "the alias that chose the model"),
     _a("billing.client.request_id", "string", "if the caller sent one", "the caller's own `x-request-id`"),
     _a("billing.provider.request_id", "string", _REPORTED, "the provider's own request id"),
-    _a("billing.protocol", "string", _ALWAYS, "the door: `chat_completions`, `messages`, …"),
+    _a(
+        "billing.protocol",
+        "string",
+        _ALWAYS,
+        "the door: `chat_completions`, `messages`, `responses`, `embeddings`, …",
+    ),
     _a("billing.http.status_code", "int", "if a provider answered", "the provider's status"),
     _a("billing.latency_ms", "double", _ALWAYS, "from admission to the settled bill", "ms"),
     _a("billing.input.summary.messages", "int", _KNOWN, "messages in the request", "{message}"),
@@ -179,6 +184,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.input.summary.images", "int", _KNOWN, "images in the request", "{image}"),
     _a("billing.input.summary.bytes", "int", _KNOWN, "size of the request's body", "By"),
     _a("billing.input.summary.attachment_bytes", "int", "if any", "base64 data in the request's body", "By"),
+    _a("billing.input.summary.references", "int", "if any", "stored input that the request refers to"),
     _a("billing.output.summary.choices", "int", _KNOWN, "choices or content blocks in the reply"),
     _a("billing.output.summary.tool_calls", "int", _KNOWN, "tool calls in the reply", "{call}"),
     _a("billing.output.summary.events", "int", "streams", "events in the stream", "{event}"),

@@ -73,6 +73,7 @@ def fastapi_app(
     )
     _add_operations(app, registry, ready)
     _add_models(app, identify, models)
+    _add_stored_responses(app, identify)
     _add_envelopes(app)
     app.add_middleware(CorrelationMiddleware, ids=ids)
     FastAPIInstrumentor.instrument_app(
@@ -154,6 +155,20 @@ def _add_models(
                 )
         raise CallerError(
             "model_not_found", "no such model; GET /v1/models lists those that can be named", status=404
+        )
+
+
+def _add_stored_responses(app: FastAPI, identify: Callable[[Sequence[Header]], Identity]) -> None:
+    """Refuse what concerns a stored response: its id names no provider, and no caller as its owner."""
+
+    @app.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+    async def stored_response(request: Request) -> None:
+        identify(request.scope["headers"])
+        raise CallerError(
+            "not_supported",
+            "stored responses can not be fetched, cancelled or deleted through the gateway, whose callers "
+            "share the provider's account; POST /v1/responses continues one: `previous_response_id`",
+            status=404,
         )
 
 

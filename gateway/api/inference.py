@@ -195,6 +195,7 @@ class Doors:
             parent_span_id=None if correlation.parent is None else correlation.parent.span_id,
             max_tokens=request.max_tokens,
             choices=request.choices,
+            sides=protocol.sides,
             client_address=client[0] if client else None,
             client_user=request.user,
             client_request_id=correlation.client_request_id,

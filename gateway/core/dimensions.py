@@ -24,6 +24,8 @@ from typing import Final, Literal
 import msgspec
 
 Side = Literal["input", "output", "request"]
+BOTH_SIDES: Final[tuple[Side, ...]] = ("input", "output")
+"""What a reply must report to be billed by its usage; a door whose replies are no text has fewer."""
 Unit = Literal["token", "call", "image", "second", "page", "character"]
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from gateway.core.charge import BillStatus, Charge
+from gateway.core.dimensions import BOTH_SIDES, Side
 from gateway.core.usage import Usage
 
 Outcome = Literal[
@@ -53,6 +54,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     Ids are lower-case hex (`trace_id` 32, span ids 16); `record_id` is the UUIDv7 correlation id.
     `span_id` is the billing span's, fixed at admission so that a bill written after a crash has it too.
+    `sides` are the wholes without which the usage of its reply is incomplete.
     """
 
     record_id: str
@@ -68,6 +70,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     parent_span_id: str | None = None
     max_tokens: int | None = None
     choices: int = 1
+    sides: tuple[Side, ...] = BOTH_SIDES
     alias: str | None = None
     client_address: str | None = None
     client_user: str | None = None

@@ -63,13 +63,14 @@ def with_estimate(
     reported = reply.usage
     counts = {} if reported is None else dict(reported.counts)
     running = reported is not None and reported.running
-    if "input" in counts and "output" in counts and not running:
+    missing = [side for side in call.sides if side not in counts]
+    if not missing and not running:
         return reply
     if reply.seen is None and "input" not in counts:
         return reply
     bounds: dict[str, tuple[int, int]] = {}
     method = METHOD
-    if "output" not in counts or running:
+    if "output" in missing or running:
         units, least, most = _output(reply)
         if output is not None:
             units = output.tokens + _form_tokens(reply)
@@ -78,9 +79,13 @@ def with_estimate(
         said = counts.get("output", 0)  # of a reply that went on: no less than that
         counts["output"] = max(units, said)
         bounds["output"] = (max(bounds["output"][0], said), max(bounds["output"][1], said))
-    if "input" not in counts:
+    if "input" in missing:
         units, least, most = _input(call)
-        counts["input"], bounds["input"] = _within(units, least, most, context_window)
+        if call.input_summary.get("references"):  # how much is stored there, nobody here knows
+            most = context_window or 0
+        counts["input"], bound = _within(units, least, most, context_window)
+        if most:
+            bounds["input"] = bound
     estimate = Estimate(method=method, bounds=bounds)
     usage = Usage(counts=counts) if reported is None else reported
     usage = msgspec.structs.replace(

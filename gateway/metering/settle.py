@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.charge import BillStatus, Charge
 from gateway.core.errors import UpstreamError
-from gateway.core.exchange import Outcome, Reply
+from gateway.core.exchange import Call, Outcome, Reply
 from gateway.core.usage import Usage
 
 FREE = Charge(lines=(), price_id="none", catalog="none")
@@ -79,16 +79,16 @@ def drained(reply: Reply) -> Reply:
     return msgspec.structs.replace(reply, usage=msgspec.structs.replace(reply.usage, source="drained"))
 
 
-def metered(usage: Usage | None) -> bool:
-    """Say whether usage is enough to bill: both sides of the exchange, and none of a part only."""
-    return usage is not None and "input" in usage.counts and "output" in usage.counts and not usage.running
+def metered(call: Call, usage: Usage | None) -> bool:
+    """Say whether usage is enough to bill: a count for each side of such a call, and none of a part only."""
+    return usage is not None and all(side in usage.counts for side in call.sides) and not usage.running
 
 
-def bill_status(ending: Ending, usage: Usage | None, charge: Charge | None) -> BillStatus:
+def bill_status(call: Call, ending: Ending, usage: Usage | None, charge: Charge | None) -> BillStatus:
     """Return how far the bill can be trusted; see `BillStatus`."""
     if ending.free:
         return "final"
-    if usage is None or not metered(usage):
+    if usage is None or not metered(call, usage):
         return "unmetered"
     if charge is None:
         return "unpriced"

@@ -16,6 +16,7 @@ from typing import Protocol as Interface
 
 import msgspec
 
+from gateway.core.dimensions import Side
 from gateway.core.errors import SpanbillError
 from gateway.core.exchange import Reply, Said
 
@@ -105,6 +106,8 @@ class Protocol(Interface):
     """Path of the door: "/v1/chat/completions"."""
     operation: str
     """`gen_ai.operation.name`: "chat"."""
+    sides: tuple[Side, ...]
+    """What a reply's usage must count to be whole: an embedding has no output tokens."""
     billable: bool
     """False where a reply's numbers are an answer and not consumption (count_tokens)."""
 

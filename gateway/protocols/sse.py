@@ -2,7 +2,7 @@
 
 A meter reads a stream through `EventMeter`. A read that ends on an event's boundary and holds nothing of
 interest passes as the very same object; otherwise its events are looked at one by one. What is not yet a
-whole event waits, within EVENT_BYTES_MAX; from the terminal event on everything is held until `finish`.
+whole event waits, within `event_bytes_max`; from the terminal event on everything is held until `finish`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ END: Final = 2
 
 def payload_of(event: bytes) -> bytes:
     """Return the joined `data` lines of one event; b"" if it has none (comments, other fields)."""
-    one_line = event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2
-    if one_line and not event.count(b"\r"):
-        return event[6:-2]
+    if event.endswith(b"\n\n") and not event.count(b"\r"):  # nearly every event
+        start = event.find(b"\n") + 1 if event.startswith(b"event: ") else 0
+        if event.startswith(b"data: ", start) and event.count(b"\n", start) == 2:
+            return event[start + 6 : -2]
     lines = []
     for line in _END_OF_LINE.split(event.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
@@ -58,6 +59,9 @@ class EventMeter:
     A subclass says with `first_interest` where in a read the first event of interest may begin, and with
     `on_event` what becomes of it.
     """
+
+    event_bytes_max = EVENT_BYTES_MAX
+    """What may wait for the end of an event, and what may be held from the terminal event on."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -94,9 +98,13 @@ class EventMeter:
 
     def said(self) -> Said | None:
         """Return the text of the stream's beginning."""
-        events = [decode(payload_of(event)) for event in _BLANK_LINE.split(b"".join(self._sample))]
+        events = [decode(payload_of(event)) for event in self._sampled()]
         text = "".join([self.said_in(value) for value in events if isinstance(value, dict)])
         return Said(text=text, bytes=self._sample_bytes, of=self.fed) if text else None
+
+    def _sampled(self) -> list[bytes]:
+        """Return the events of the stream's beginning; the last one may be cut."""
+        return _BLANK_LINE.split(b"".join(self._sample))
 
     @property
     def pieces(self) -> int:
@@ -167,8 +175,14 @@ class EventMeter:
             else:
                 cut = 0
             end = data.index(b"\n\n", cut) + 2
-            released.append(self._each_event(data[cut:end]))
-            data = data[end:]
+            event, data = data[cut:end], data[end:]
+            self.events += 1
+            fate = self.on_event(event)
+            if fate == PASS:
+                released.append(event)
+            elif fate == END:
+                self.ended = True
+                self._hold(event)
             if self.ended and data:
                 self._hold(data)
             if self.ended or not data:
@@ -211,10 +225,10 @@ class EventMeter:
         self._carry.append(data)
         self._carry_bytes += len(data)
         self._seam = (self._seam + data)[-_SEAM_BYTES:] if len(self._carry) > 1 else data[-_SEAM_BYTES:]
-        if self._carry_bytes > EVENT_BYTES_MAX:
+        if self._carry_bytes > self.event_bytes_max:
             raise UpstreamError(
                 "upstream_protocol",
-                f"the provider sent an event of more than {EVENT_BYTES_MAX} bytes",
+                f"the provider sent an event of more than {self.event_bytes_max} bytes",
                 retryable=False,
                 sent=True,
             )
@@ -222,10 +236,10 @@ class EventMeter:
     def _hold(self, data: bytes) -> None:
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > EVENT_BYTES_MAX:
+        if self._held_bytes > self.event_bytes_max:
             raise UpstreamError(
                 "upstream_protocol",
-                f"the provider sent more than {EVENT_BYTES_MAX} bytes after its end event",
+                f"the provider sent more than {self.event_bytes_max} bytes after its end event",
                 retryable=False,
                 sent=True,
             )

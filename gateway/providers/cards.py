@@ -2,8 +2,8 @@
 
 A card never holds a secret. `gateway.providers.places` puts card, environment and key together.
 
-A base URL means what it means to the official SDKs: whatever stands before `/chat/completions` (OpenAI's
-ends in `/v1`) or before `/v1/messages` (Anthropic's does not). `/v1` is never doubled.
+A base URL means what it means to the official SDKs: whatever stands before `/chat/completions` and OpenAI's
+other doors (it ends in `/v1`) or before `/v1/messages` (Anthropic's does not). `/v1` is never doubled.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ NEVER_FORWARDED: Final = frozenset(
 
 PATHS_OF_CUSTOM: Final = {
     "chat_completions": "/chat/completions",
+    "responses": "/responses",
+    "responses_compact": "/responses/compact",
+    "responses_input_tokens": "/responses/input_tokens",
+    "embeddings": "/embeddings",
     "messages": "/v1/messages",
     "count_tokens": "/v1/messages/count_tokens",
 }
@@ -273,14 +277,13 @@ def _custom(name: str, override: Override) -> Card:
         if protocol not in PATHS_OF_CUSTOM:
             raise ValueError(f"protocols: {protocol!r} is none of {', '.join(PATHS_OF_CUSTOM)}")
         path = PATHS_OF_CUSTOM[protocol]
-        if protocol == "chat_completions":
-            # A bare host is meant with the usual /v1; any path is taken at its word.
-            path = path if origin.base_path else f"/v1{path}"
-            doors[protocol] = DoorCard(path=path)
-        else:
+        if path.startswith("/v1/"):  # Anthropic's
             doors[protocol] = DoorCard(
                 path=path, auth="x-api-key" if keyed else "none", stream_usage="always"
             )
+        else:
+            # A bare host is meant with the usual /v1; any path is taken at its word.
+            doors[protocol] = DoorCard(path=path if origin.base_path else f"/v1{path}")
     if "messages" in doors:
         doors.setdefault(
             "count_tokens", msgspec.structs.replace(doors["messages"], path=PATHS_OF_CUSTOM["count_tokens"])

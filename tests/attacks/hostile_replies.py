@@ -36,6 +36,8 @@ class Case:
     body: Callable[[Wire], bytes] | None = None
     """Official bytes, where they are not the plain reply's or stream's."""
     free: bool = False
+    ends_with_error: bool = False
+    """The stream's error event is the last thing sent; of responses it is a terminal event."""
     steps: int | None = None
     """How many steps must have begun; all, unless the gateway hangs up on the fault."""
 
@@ -157,7 +159,8 @@ STREAMS = [
     Case(
         "an error event and then a reset",
         lambda w: [STREAM_HEAD, chunk(w.opening() + w.content() + w.error), AfterPause(b""), Reset()],
-        "broken", "upstream_incomplete", "upstream_incomplete",
+        "broken", "upstream_incomplete", "upstream_incomplete", ends_with_error=True,
+        body=lambda w: w.opening() + w.content() + w.error,
     ),
     Case(
         "a second reply in one segment",

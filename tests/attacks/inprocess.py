@@ -78,7 +78,7 @@ def settings_for(folder: Path, chaos: Chaos, **upstream: Any) -> Settings:
                 base_url=chaos.url,
                 api_key=SecretStr(PROVIDER_KEY),
                 models=("chaos-*",),
-                protocols=("chat_completions", "messages"),
+                protocols=("chat_completions", "messages", "responses", "embeddings"),
             )
         },
     )

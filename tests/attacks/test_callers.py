@@ -126,7 +126,7 @@ async def test_odd_stream_options_are_forwarded_as_they_are(number: bytes, gatew
 
 @BOTH
 async def test_huge_demands_pass_as_they_are_and_are_on_the_bill(wire: Wire, gateway: Attacked) -> None:
-    body = fine(wire, n=8, best_of=100, max_tokens=2**53 - 1)
+    body = fine(wire, n=8, best_of=100, **{wire.bound: 2**53 - 1})
     answer = await gateway.ask(wire, body)
     assert gateway.chaos.calls[-1].body == body
     assert gateway.bill(answer)["gen_ai.request.max_tokens"] == 2**53 - 1
@@ -137,7 +137,7 @@ async def test_huge_demands_pass_as_they_are_and_are_on_the_bill(wire: Wire, gat
 async def test_an_impossible_max_tokens_is_refused_before_the_provider(
     bound: object, wire: Wire, gateway: Attacked
 ) -> None:
-    await refused(gateway, wire, fine(wire, max_tokens=bound), 400)
+    await refused(gateway, wire, fine(wire, **{wire.bound: bound}), 400)
 
 
 # 5: names
@@ -164,9 +164,10 @@ async def test_a_name_that_nobody_serves_is_refused(
 
 @BOTH
 @pytest.mark.parametrize(
-    "twice", [b'"model":"chaos-x"', b'"mod\\u0065l":"chaos-x"', b'"stream":false', b'"max_tokens":1']
+    "twice", [b'"model":"chaos-x"', b'"mod\\u0065l":"chaos-x"', b'"stream":false', b'"BOUND":1']
 )
 async def test_a_member_named_twice_is_refused(twice: bytes, wire: Wire, gateway: Attacked) -> None:
+    twice = twice.replace(b"BOUND", wire.bound.encode())
     body = fine(wire, stream=True)
     error = await refused(gateway, wire, body[:-1] + b"," + twice + b"}", 400)
     assert "twice" in error["message"]
@@ -174,12 +175,13 @@ async def test_a_member_named_twice_is_refused(twice: bytes, wire: Wire, gateway
 
 @BOTH
 @pytest.mark.parametrize(
-    "alike", ['"Stream":false', '"\u017ftream":false', '"MODEL":"x"', '"Max_Tokens":1', '"\\u004dodel":"x"']
+    "alike", ['"Stream":false', '"\u017ftream":false', '"MODEL":"x"', '"BOUND":1', '"\\u004dodel":"x"']
 )
 async def test_a_member_that_some_parsers_take_for_another_is_refused(
     alike: str, wire: Wire, gateway: Attacked
 ) -> None:
     """Go's own parser ignores case: it would stream what the gateway takes for a whole reply."""
+    alike = alike.replace("BOUND", wire.bound.title())
     body = fine(wire, stream=True)
     error = await refused(gateway, wire, body[:-1] + b"," + alike.encode() + b"}", 400)
     assert "in another way" in error["message"]

@@ -140,7 +140,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> dict[str,
     providers = {
         "chaos": {
             "base_url": chaos.url, "api_key": PROVIDER_KEY, "models": ["chaos-*"],
-            "protocols": ["chat_completions", "messages"],
+            "protocols": ["chat_completions", "messages", "responses"],
         }
     }  # fmt: skip
     with Gateway(

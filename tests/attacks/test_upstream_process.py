@@ -51,7 +51,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> Iterator[
                     "base_url": chaos.url,
                     "api_key": PROVIDER_KEY,
                     "models": ["chaos-*"],
-                    "protocols": ["chat_completions", "messages"],
+                    "protocols": ["chat_completions", "messages", "responses"],
                 }
             }
         ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from gateway.protocols.base import EVENT_BYTES_MAX
 from tests.attacks.chaos import AfterPause, Chaos, Repeat, Step
 from tests.attacks.hostile_replies import CASES, Case
 from tests.attacks.inprocess import UNCOUNTED, Answer, Attacked, attacked
-from tests.attacks.wires import WIRES, Wire, sized
+from tests.attacks.wires import EMBEDDINGS, RESPONSES, WIRES, Wire, sized
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,14 +31,20 @@ async def hasty(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> Async
         yield running
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=[wire.name for wire in WIRES])
-@pytest.mark.parametrize("case", CASES, ids=[f"{'S' if c.stream else 'W'}: {c.name}" for c in CASES])
+PLAYED = [(case, wire) for case in CASES for wire in (*WIRES, EMBEDDINGS) if not case.stream or wire in WIRES]
+
+
+@pytest.mark.parametrize(
+    ("case", "wire"), PLAYED, ids=[f"{'S' if c.stream else 'W'}: {c.name}-{w.name}" for c, w in PLAYED]
+)
 async def test_a_hostile_reply_is_told_as_it_is_and_billed_once(
     case: Case, wire: Wire, patient: Attacked, hasty: Attacked
 ) -> None:
     gateway = hasty if case.hasty else patient
     script = case.script(wire)
     name = gateway.chaos.script(f"chaos-{wire.name}-{CASES.index(case)}", *script)
+    if case.ends_with_error and wire is RESPONSES:
+        case = replace(case, caller="official", outcome="upstream_error", error_type="provider's")
     before = gateway.intents()
     answer = await gateway.ask(wire, wire.request(name, stream=case.stream))
     calls = gateway.chaos.called(name)

@@ -26,14 +26,13 @@ class Wire:
     """Template of a usage object: %(input)s, %(output)s, %(cached)s."""
 
     def request(self, model: str, *, stream: bool, **members: object) -> bytes:
+        asked: dict[str, object] = {"max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
+        if self.name == "responses":
+            asked = {"max_output_tokens": 50, "input": [{"role": "user", "content": "hi"}]}
+        elif self.name == "embeddings":
+            asked = {"input": ["hi"]}
         return json.dumps(
-            {
-                "model": model,
-                "max_tokens": 50,
-                "messages": [{"role": "user", "content": "hi"}],
-                **({"stream": True} if stream else {}),
-                **members,
-            }
+            {"model": model, **asked, **({"stream": True} if stream else {}), **members}
         ).encode()
 
     def usage_of(self, *, prompt: str = "11", output: str = "7", cached: str = "3") -> str:
@@ -46,12 +45,25 @@ class Wire:
         tail = b"" if usage is None else b',"usage":' + usage.encode()
         return self._whole_head() + tail + b"}"
 
+    @property
+    def bound(self) -> str:
+        """Name of the member that bounds the output."""
+        return "max_output_tokens" if self.name == "responses" else "max_tokens"
+
+    @property
+    def chat(self) -> bool:
+        return self.name == "chat_completions"
+
     def _whole_head(self) -> bytes:
         if self.name == "chat_completions":
             return (
                 b'{"id":"c-1","object":"chat.completion","model":"chaos",'
                 b'"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]'
             )
+        if self.name == "responses":
+            return RESPONSE_HEAD
+        if self.name == "embeddings":
+            return b'{"object":"list","model":"chaos","data":[{"index":0,"embedding":[0.25,-1e-05]}]'
         return (
             b'{"id":"m-1","type":"message","role":"assistant","model":"chaos",'
             b'"content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn"'
@@ -63,6 +75,9 @@ class Wire:
             chunk = {"index": 0, "delta": {"content": text}, "finish_reason": None}
             value = {"id": "c-1", "model": MODEL, "choices": [chunk], "usage": None}
             return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+        if self.name == "responses":
+            value = {"type": "response.output_text.delta", "item_id": "msg_1", "delta": text}
+            return b"event: response.output_text.delta\ndata: " + json.dumps(value).encode() + b"\n\n"
         delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
         return b"event: content_block_delta\ndata: " + json.dumps(delta).encode() + b"\n\n"
 
@@ -70,6 +85,9 @@ class Wire:
         """Return what stands before the content."""
         if self.name == "chat_completions":
             return self.content("")
+        if self.name == "responses":
+            created = {"type": "response.created", "response": {"id": "r-1", "model": MODEL, "usage": None}}
+            return b"event: response.created\ndata: " + json.dumps(created).encode() + b"\n\n"
         message = {"id": "m-1", "model": MODEL, "usage": {"input_tokens": 8, "output_tokens": 1}}
         start = {"type": "message_start", "message": message}
         return b"event: message_start\ndata: " + json.dumps(start).encode() + b"\n\n"
@@ -84,14 +102,29 @@ class Wire:
                 b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":null}\n\n'
             )
             return finish + (b"" if usage is None else self.usage_event(usage))
+        if self.name == "responses":
+            done = {"type": "response.output_text.done", "item_id": "msg_1", "text": "hi"}
+            return b"event: response.output_text.done\ndata: " + json.dumps(done).encode() + b"\n\n"
         if usage is None:
             return (
                 b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'
             )
         return self.usage_event(usage)
 
+    def terminal(self, usage: str | None = "default") -> bytes:
+        """Return the terminal event; of responses it is the one that carries usage."""
+        if self.name != "responses":
+            return self.end
+        return (
+            b'event: response.completed\ndata: {"type":"response.completed","response":'
+            + self.whole(usage)
+            + b"}\n\n"
+        )
+
     def usage_event(self, usage: str) -> bytes:
         """Return the event that carries usage."""
+        if self.name == "responses":
+            return self.terminal(usage)
         if self.name == "chat_completions":
             return b'data: {"id":"c-1","model":"chaos","choices":[],"usage":' + usage.encode() + b"}\n\n"
         return (
@@ -101,30 +134,32 @@ class Wire:
 
     def stream(self, usage: str | None = "default") -> bytes:
         """Return a whole stream."""
-        return self.opening() + self.content() + self.closing(usage) + self.end
+        return self.opening() + self.content() + self.closing(usage) + self.terminal(usage)
 
     def shown(self, stream: bytes) -> bytes:
         """Return what a caller who did not ask for usage gets of a stream."""
-        if self.name == "messages":
+        if not self.chat:
             return stream
         events = [event + b"\n\n" for event in stream.split(b"\n\n")[:-1]]
         return b"".join(event for event in events if b'"choices":[],"usage"' not in event)
 
     def is_error_body(self, body: bytes) -> bool:
         value = json.loads(body)
-        if self.name == "chat_completions":
+        if self.name != "messages":
             return set(value) == {"error"} and set(value["error"]) == {"message", "type", "param", "code"}
         return value["type"] == "error" and set(value["error"]) == {"type", "message"}
 
     def split_error_event(self, body: bytes) -> bytes | None:
         """Return what stands before the gateway's own last error event; None if there is none."""
-        opening = (
-            b'data: {"error":' if self.name == "chat_completions" else b'event: error\ndata: {"type":"er'
-        )
+        opening = b'data: {"error":' if self.chat else b'event: error\ndata: {"type":"er'
         at = body.rfind(opening)
         if at < 0 or not body.endswith(b"\n\n"):
             return None
         payload = body[at:].split(b"data: ", 1)[1]
+        if self.name == "responses":
+            value = json.loads(payload)
+            told = {"type", "code", "message", "param", "sequence_number", "error"}
+            return body[:at] if set(value) == told and value["error"]["message"] == value["message"] else None
         return body[:at] if self.is_error_body(payload) else None
 
 
@@ -147,7 +182,34 @@ MESSAGES = Wire(
     error_type="overloaded_error",
     usage='{"input_tokens":%(input)s,"output_tokens":%(output)s,"cache_read_input_tokens":%(cached)s}',
 )
-WIRES = (CHAT, MESSAGES)
+RESPONSE_HEAD = (
+    b'{"id":"r-1","object":"response","status":"completed","error":null,"model":"chaos",'
+    b'"output":[{"type":"message","content":[{"type":"output_text","text":"hi"}]}]'
+)
+RESPONSES = Wire(
+    name="responses",
+    path="/v1/responses",
+    door="/v1/responses",
+    end=b'event: response.completed\ndata: {"type":"response.completed","response":'
+    + RESPONSE_HEAD
+    + b',"usage":{"input_tokens":11,"output_tokens":7,"input_tokens_details":{"cached_tokens":3}}}}\n\n',
+    error=b'event: error\ndata: {"type":"error","code":"overloaded","message":"busy","param":null}\n\n',
+    error_type="overloaded",
+    usage='{"input_tokens":%(input)s,"output_tokens":%(output)s,'
+    '"input_tokens_details":{"cached_tokens":%(cached)s}}',
+)
+EMBEDDINGS = Wire(
+    name="embeddings",
+    path="/v1/embeddings",
+    door="/v1/embeddings",
+    end=b"",
+    error=b'data: {"error":{"message":"busy","type":"server_error","code":"overloaded"}}\n\n',
+    error_type="overloaded",
+    usage='{"prompt_tokens":%(input)s,"completion_tokens":%(output)s,'
+    '"prompt_tokens_details":{"cached_tokens":%(cached)s}}',
+)
+"""Has no streams."""
+WIRES = (CHAT, MESSAGES, RESPONSES)
 
 
 def head(status: str = "200 OK", *lines: str, kind: str = "application/json") -> bytes:

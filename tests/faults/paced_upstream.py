@@ -42,8 +42,21 @@ def messages_pieces(count: int, text: str = "word ") -> list[bytes]:
     ]
 
 
+def responses_pieces(count: int, text: str = "word ") -> list[bytes]:
+    """Return the first event, `count` content events, one that repeats the last, and the end with usage."""
+    begun = {"id": "r1", "model": "paced", "status": "in_progress", "usage": None}
+    ended = {"id": "r1", "model": "paced", "status": "completed", "usage": usage_of("responses")}
+    content = {"type": "response.output_text.delta", "item_id": "m1", "delta": text}
+    return [
+        _named({"type": "response.created", "response": begun}),
+        *[_named(content)] * count,
+        _named({"type": "response.output_text.done", "item_id": "m1", "text": text}),
+        _named({"type": "response.completed", "response": ended}),
+    ]
+
+
 def usage_of(protocol: str) -> dict[str, int]:
-    if protocol == "messages":
+    if protocol in ("messages", "responses"):
         return {"input_tokens": INPUT, "output_tokens": OUTPUT}
     return {"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
 
@@ -54,6 +67,9 @@ def whole_body(protocol: str) -> bytes:
     if protocol == "messages":
         content = [{"type": "text", "text": "hi"}]
         return json.dumps({"id": "m1", "model": "paced", "content": content, "usage": usage}).encode()
+    if protocol == "responses":
+        output = [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]
+        return json.dumps({"id": "r1", "model": "paced", "output": output, "usage": usage}).encode()
     choice = {"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}
     return json.dumps({"id": "c1", "model": "paced", "choices": [choice], "usage": usage}).encode()
 

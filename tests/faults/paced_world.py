@@ -17,6 +17,7 @@ from tests.faults.paced_upstream import WAIT_S
 from tests.gateway_process import KEYS, Gateway, attributes, spans_in
 
 PATHS = {"chat_completions": "/v1/chat/completions", "messages": "/v1/messages"}
+ALL_PATHS = {**PATHS, "responses": "/v1/responses"}
 CANCEL_KEY = "sk-test-cancels-0004"
 MAX_TOKENS = 64
 TABLE_READS_MAX = 100
@@ -29,7 +30,7 @@ def configure(folder: Path, upstream_port: int, **sections: dict[str, Any]) -> N
     provider = {
         "base_url": f"http://127.0.0.1:{upstream_port}/v1",
         "api_key": "sk-x",
-        "protocols": list(PATHS),
+        "protocols": list(ALL_PATHS),
         "models": ["paced"],
     }
     settings: dict[str, Any] = {
@@ -67,10 +68,11 @@ class Caller:
     def ask(
         self, protocol: str, *, stream: bool, key: str = KEYS["alice"], model: str = "paced", **more: Any
     ) -> None:
-        content = {"model": model, "max_tokens": MAX_TOKENS, "stream": stream, "messages": []}
+        bound = "max_output_tokens" if protocol == "responses" else "max_tokens"
+        content = {"model": model, bound: MAX_TOKENS, "stream": stream, "messages": []}
         body = json.dumps({**content, **more}).encode()
         head = (
-            f"POST {PATHS[protocol]} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key}\r\n"
+            f"POST {ALL_PATHS[protocol]} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {key}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         self.received = b""

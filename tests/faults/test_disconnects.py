@@ -30,12 +30,13 @@ from tests.faults.paced_upstream import (
     PacedUpstream,
     chat_pieces,
     messages_pieces,
+    responses_pieces,
     whole_body,
 )
 from tests.faults.paced_world import (
+    ALL_PATHS,
     CANCEL_KEY,
     MAX_TOKENS,
-    PATHS,
     Caller,
     bill_of,
     bills,
@@ -50,7 +51,7 @@ CONTENT = 5
 """Content events of a stream."""
 AT_ONCE = 12
 """Cases run at a time."""
-PIECES = {"chat_completions": chat_pieces, "messages": messages_pieces}
+PIECES = {"chat_completions": chat_pieces, "messages": messages_pieces, "responses": responses_pieces}
 BEFORE_HEAD = -1
 WRITE_IDLE_S = 1.0
 
@@ -93,7 +94,7 @@ class Case(NamedTuple):
 def cases(key: str = KEYS["alice"]) -> list[Case]:
     made = []
     both = (True, False)
-    for protocol, stream, reset, asked in itertools.product(PATHS, both, both, both):
+    for protocol, stream, reset, asked in itertools.product(ALL_PATHS, both, both, both):
         if asked and (protocol != "chat_completions" or not stream):
             continue
         last = len(Case(protocol, stream, 0, reset).pieces)
@@ -211,13 +212,13 @@ def test_wherever_a_caller_leaves_the_bill_is_the_providers_own_figure(world: Wo
 def test_a_key_that_says_cancel_stops_the_provider_and_bills_an_estimate(world: World) -> None:
     played = [case for case in cases(CANCEL_KEY) if case.stream]
     for case, bill in play_all(world, played):
-        start = case.protocol == "messages"
+        start, late = case.protocol != "chat_completions", case.protocol == "responses"
         content = min(max(case.k - start, 0), CONTENT)
         assert bill["billing.outcome"] == ("ok" if case.whole else "client_disconnected"), case
-        if case.k > CONTENT + start:  # the provider had said what it was
+        if case.k > CONTENT + start + late:  # the provider had said what it was
             assert bill["billing.status"] == "final", case
             assert bill["gen_ai.usage.output_tokens"] == OUTPUT, case
-        elif case.k <= 0:
+        elif case.k <= late:
             assert bill["billing.status"] == "unmetered", case
             assert "gen_ai.usage.output_tokens" not in bill, case
             assert "billing.cost.usd" not in bill, case
@@ -230,11 +231,11 @@ def test_a_key_that_says_cancel_stops_the_provider_and_bills_an_estimate(world: 
             most = bill["billing.usage.estimate.output_tokens_max"]
             assert least <= output <= most <= MAX_TOKENS < PLACEHOLDER, case
             assert content <= output <= content * len("word "), case
-            if start:
+            if case.protocol == "messages":
                 assert bill["gen_ai.usage.input_tokens"] == INPUT, case
 
 
-@pytest.mark.parametrize("protocol", list(PATHS))
+@pytest.mark.parametrize("protocol", list(ALL_PATHS))
 def test_an_estimate_is_never_above_what_was_asked_for(world: World, protocol: str) -> None:
     with Caller(world.gateway.port) as caller:
         caller.ask(protocol, stream=True, key=CANCEL_KEY, case="much")
@@ -251,7 +252,7 @@ def test_an_estimate_is_never_above_what_was_asked_for(world: World, protocol: s
     assert bill["billing.usage.estimate.output_tokens_max"] == MAX_TOKENS
 
 
-@pytest.mark.parametrize("protocol", list(PATHS))
+@pytest.mark.parametrize("protocol", list(ALL_PATHS))
 @pytest.mark.parametrize(
     ("stream", "key"),
     [(True, KEYS["alice"]), (False, KEYS["alice"]), (False, CANCEL_KEY)],
@@ -275,7 +276,7 @@ def test_an_error_body_is_never_billed_though_its_caller_left(
     assert "gen_ai.usage.output_tokens" not in bill
 
 
-@pytest.mark.parametrize("protocol", list(PATHS))
+@pytest.mark.parametrize("protocol", list(ALL_PATHS))
 def test_an_error_inside_a_stream_is_no_content_though_its_caller_left(world: World, protocol: str) -> None:
     error = b'{"type":"error","error":{"type":"overloaded_error","message":"' + b"word " * 1000 + b'"}}'
     with Caller(world.gateway.port) as caller:
@@ -286,7 +287,7 @@ def test_an_error_inside_a_stream_is_no_content_though_its_caller_left(world: Wo
             call.send(piece)
         caller.read_until(b"word ")
         caller.leave(world.gateway)
-    call.send((b"event: error\n" if protocol == "messages" else b"") + b"data: " + error + b"\n\n")
+    call.send((b"event: error\n" if protocol != "chat_completions" else b"") + b"data: " + error + b"\n\n")
     call.end()
     bill = bill_of(world.gateway, request_id(caller.received))
     assert (bill["billing.outcome"], bill["error.type"]) == ("upstream_error", "overloaded_error")

@@ -19,7 +19,7 @@ from gateway.protocols.base import Dialect, Protocol, Request
 from gateway.protocols.chat_completions.reply import usage_of
 from gateway.protocols.reading import decode
 from gateway.protocols.sse import payload_of
-from tests.attacks.wires import CHAT, MESSAGES, WIRES, Wire
+from tests.attacks.wires import CHAT, EMBEDDINGS, RESPONSES, WIRES, Wire
 from tests.fuzz.mutation import INPUTS, cut, fuzz, mutated
 
 DIALECTS = [
@@ -27,6 +27,16 @@ DIALECTS = [
     Dialect(stream_usage="always"),
     Dialect(reasoning_in_output=False),
 ]
+EVERY = pytest.mark.parametrize("wire", [*WIRES, EMBEDDINGS], ids=lambda wire: wire.name)
+ENDS = {
+    "chat_completions": (CHAT.end.strip()[-6:],),
+    "messages": (b"message_stop",),
+    "responses": (b"response.completed", b"response.incomplete", b"response.failed"),
+}
+CALLS = (
+    b',"tool_usage":{"web_search":{"num_requests":2}},"output":[{"type":"web_search_call","action":'
+    b'{"type":"search"}},{"type":"function_call","name":"f","arguments":"{}"}],"incomplete_details":{}}'
+)
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 
 
@@ -44,6 +54,13 @@ def streams(wire: Wire) -> list[bytes]:
         base.append(b'data: {"choices":[],"x_groq":{"usage":{"prompt_tokens":1,"completion_tokens":2}}}\n\n')
         base.append(b'data: {"error":{"code":"x"},"choices":[],"usage":{"prompt_tokens":1}}\n\n' + wire.end)
         base.append(wire.stream().replace(b'":', b'": ').replace(b',"', b', "'))
+    if wire is RESPONSES:
+        base += [
+            wire.opening() + wire.content() * 5 + wire.closing() + wire.end + b"data: [DONE]\n\n",
+            wire.stream().replace(b"completed", b"incomplete"), wire.stream().replace(b'": ', b'":'),
+            wire.opening() + wire.content() * 3 + wire.content().replace(b"output_text", b"refusal") * 3,
+            b"".join(line + b"\n" for line in wire.stream().split(b"\n") if not line.startswith(b"event")),
+        ]  # fmt: skip
     return base
 
 
@@ -56,6 +73,7 @@ def requests(wire: Wire) -> list[bytes]:
         b" \n" + plain + b"\t",
         wire.request("m", stream=False, tools=[{"a": 1}], max_completion_tokens=4, safety_identifier="s"),
         plain.replace(b"model", b"mod\\u0065l"),
+        plain[:-1] + b',"background":false,"previous_response_id":"r","input":"text"}',
     ]
 
 
@@ -132,7 +150,7 @@ def test_no_stream_breaks_a_meter_and_no_cut_changes_its_result(wire: Wire, aske
             again_released, again_held, again = metered(door, request, dialect, pieces)
             assert again_released + again_held == released + held, pieces
             assert again == reply, pieces
-        assert not reply.complete or wire.end.strip()[-6:] in data or b"message_stop" in data
+        assert not reply.complete or any(mark in data for mark in ENDS[wire.name])
 
     assert fuzz(check) >= INPUTS
 
@@ -143,7 +161,7 @@ def same_but_for_ours(before: Any, after: Any) -> bool:
     return bool(rest == {k: v for k, v in after.items() if k not in ("model", "stream_options")})
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=[wire.name for wire in WIRES])
+@EVERY
 def test_no_request_breaks_a_reader_and_none_is_forwarded_changed(wire: Wire) -> None:
     door = PROTOCOLS[wire.path]
     seeds = requests(wire)
@@ -185,13 +203,13 @@ def test_no_request_breaks_a_reader_and_none_is_forwarded_changed(wire: Wire) ->
     assert accepted > INPUTS / 10, "nearly everything was refused: the fuzzer tests the refusal only"
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=[wire.name for wire in WIRES])
+@EVERY
 def test_no_reply_breaks_a_reader(wire: Wire) -> None:
     door = PROTOCOLS[wire.path]
     usage = wire.usage_of()[:-1]
     seeds = [
         wire.whole(), wire.whole(None), wire.whole(wire.usage_of(output="1e30")), wire.error,
-        wire.error.split(b"data: ")[1].strip(),
+        wire.error.split(b"data: ")[1].strip(), wire.whole()[:-1] + CALLS,
         wire.whole(usage + ',"total_tokens":99,"completion_tokens_details":{"reasoning_tokens":5}}'),
         wire.whole(usage + ',"cost":0.25,"cost_in_usd_ticks":7,"service_tier":"flex"}'),
         wire.whole(usage + ',"cache_creation":{"ephemeral_5m_input_tokens":1}}'),
@@ -217,5 +235,6 @@ def test_no_reply_breaks_a_reader(wire: Wire) -> None:
     assert with_usage > INPUTS / 10
 
 
-def test_both_wires_are_fuzzed() -> None:
-    assert {CHAT.path, MESSAGES.path} <= set(PROTOCOLS)
+def test_every_wire_is_fuzzed() -> None:
+    apart = {"/v1/messages/count_tokens", "/v1/responses/compact", "/v1/responses/input_tokens"}
+    assert {wire.path for wire in (*WIRES, EMBEDDINGS)} == set(PROTOCOLS) - apart

@@ -15,8 +15,10 @@ import pytest
 from gateway.core.usage import COUNT_MAX, Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.chat_completions.usage import read_usage as read_chat
+from gateway.protocols.embeddings.usage import read_usage as read_embeddings
 from gateway.protocols.messages.usage import merge
 from gateway.protocols.messages.usage import read_usage as read_messages
+from gateway.protocols.responses.usage import read_usage as read_response
 from tests.fuzz.mutation import INPUTS, fuzz
 
 Places = Mapping[str, tuple[str, ...]]
@@ -60,6 +62,30 @@ MESSAGES: Places = {
 }
 LITERAL = ("cache_hit", "cache_write")
 """What may be said with yes or no, without a number."""
+RESPONSES: Places = {
+    "input": ("input_tokens", "prompt_tokens"),
+    "cache_read": ("input_tokens_details.cached_tokens", "cached_tokens", "cache_hit"),
+    "cache_write": (
+        "input_tokens_details.cache_write_tokens", "input_tokens_details.cache_creation_tokens",
+        "cache_write",
+    ),
+    "input_audio": ("input_tokens_details.audio_tokens",),
+    "input_image": ("input_tokens_details.image_tokens",),
+    "output": ("output_tokens", "completion_tokens"),
+    "reasoning": ("output_tokens_details.reasoning_tokens",),
+    "output_audio": ("output_tokens_details.audio_tokens",),
+    "output_image": ("output_tokens_details.image_tokens",),
+    "web_search": ("server_side_tool_usage_details.web_search_calls",),
+    "social_search": ("server_side_tool_usage_details.x_search_calls",),
+    "code_interpreter": ("server_side_tool_usage_details.code_interpreter_calls",),
+}  # fmt: skip
+EMBEDDINGS: Places = {
+    "input": ("prompt_tokens", "input_tokens", "total_tokens"),
+    "output": ("completion_tokens",),
+    "cache_read": ("prompt_tokens_details.cached_tokens",),
+    "input_audio": ("prompt_tokens_details.audio_tokens",),
+    "input_image": ("prompt_tokens_details.image_tokens",),
+}
 EXTRA = ("total_tokens", "cost", "iterations", "service_tier", "prompt_tokens_details", "cache_creation")
 
 
@@ -148,13 +174,23 @@ def read_merged(chance: random.Random, usage: dict[str, Any]) -> Usage | None:
     return read_messages(merge(start, {**delta, **dict.fromkeys(start)}))
 
 
+def read_any_response(chance: random.Random, usage: dict[str, Any]) -> Usage | None:
+    return read_response({"usage": usage}, {}, Dialect(reasoning_in_output=chance.random() < 0.5))
+
+
+def read_embedded(chance: random.Random, usage: dict[str, Any]) -> Usage | None:
+    return read_embeddings(usage, None)
+
+
 @pytest.mark.parametrize(
     ("read", "places", "wholes"),
     [
         (read_any_chat, CHAT, {"output": ("reasoning",), "input": ("input_audio",)}),
         (read_merged, MESSAGES, {"input": ("cache_read", "cache_write")}),
+        (read_any_response, RESPONSES, {"output": ("reasoning",)}),
+        (read_embedded, EMBEDDINGS, {}),
     ],
-    ids=["chat_completions", "messages"],
+    ids=["chat_completions", "messages", "responses", "embeddings"],
 )
 def test_no_count_is_made_up_and_none_is_lost(
     read: Callable[[random.Random, dict[str, Any]], Usage | None],

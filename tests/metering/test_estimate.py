@@ -127,7 +127,7 @@ def test_usage_of_a_stream_that_was_cut_is_not_final_while_it_went_on(name: str)
     reply = chat_reply(*RUNNING[name])
     assert reply.usage is not None
     assert reply.usage.running
-    assert not metered(reply.usage)
+    assert not metered(call(), reply.usage)
     pieces = b"".join(RUNNING[name]).count(b"hello")
     units, (least, most) = output_of(call(), reply)
     assert units >= max(pieces, reply.usage.counts["output"])
@@ -136,7 +136,9 @@ def test_usage_of_a_stream_that_was_cut_is_not_final_while_it_went_on(name: str)
     settled = with_estimate(call(), reply, None)
     assert settled.usage is not None
     assert settled.usage.counts["input"] == 5
-    assert bill_status(INTERRUPTED, settled.usage, None) == "unpriced", "metered, though only estimated"
+    assert bill_status(call(), INTERRUPTED, settled.usage, None) == "unpriced", (
+        "metered, though only estimated"
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_usage_that_closes_a_stream_is_the_providers_figure_though_the_end_is_mi
     usage = chat_reply(*events).usage
     assert usage is not None
     assert not usage.running
-    assert metered(usage)
+    assert metered(call(), usage)
 
 
 def test_of_several_choices_one_finish_is_not_the_end() -> None:

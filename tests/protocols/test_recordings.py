@@ -19,6 +19,10 @@ DOORS: dict[str, Protocol] = {
     "chat.completions": PROTOCOLS["/v1/chat/completions"],
     "messages": PROTOCOLS["/v1/messages"],
     "count_tokens": PROTOCOLS["/v1/messages/count_tokens"],
+    "responses": PROTOCOLS["/v1/responses"],
+    "responses.compact": PROTOCOLS["/v1/responses/compact"],
+    "responses.input_tokens": PROTOCOLS["/v1/responses/input_tokens"],
+    "embeddings": PROTOCOLS["/v1/embeddings"],
 }
 SMALL_BYTES = 3000
 CUT_STEP = 1
@@ -54,7 +58,7 @@ def is_stream(recording: dict[str, Any]) -> bool:
 def test_a_stream_passes_byte_for_byte_wherever_it_is_cut(recordings: Path) -> None:
     request = Request(model="m", stream=True, usage_requested=True)
     streams = every = 0
-    for file, recording, door in exchanges(recordings, "chat.completions", "messages"):
+    for file, recording, door in exchanges(recordings, "chat.completions", "messages", "responses"):
         if not is_stream(recording):
             continue
         body = recording["response"]["body"].encode()
@@ -73,7 +77,7 @@ def test_a_stream_passes_byte_for_byte_wherever_it_is_cut(recordings: Path) -> N
             assert released + held == body, file
             assert (released, held, reply) == whole, (file, cuts)
         streams += 1
-    assert streams > 400
+    assert streams > 570
     assert every > 20
 
 

@@ -164,7 +164,7 @@ def test_a_stream_cut_off_inside_an_event_is_incomplete_and_gives_its_bytes_back
 
 
 def test_an_event_larger_than_the_bound_is_the_providers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "EVENT_BYTES_MAX", 1000)
+    monkeypatch.setattr(sse.EventMeter, "event_bytes_max", 1000)
     for prefix in (b"data: ", b"data: [DONE]\n\n"):
         meter = CHAT.stream_meter(ASKED, Dialect())
         meter.feed(prefix)

@@ -12,17 +12,28 @@ from gateway.providers.cards import Card, CardError, Origin, Override, load_card
 
 TARGETS = {
     ("openai", "chat_completions"): "https://api.openai.com:443/v1/chat/completions",
+    ("openai", "responses"): "https://api.openai.com:443/v1/responses",
+    ("openai", "responses_compact"): "https://api.openai.com:443/v1/responses/compact",
+    ("openai", "responses_input_tokens"): "https://api.openai.com:443/v1/responses/input_tokens",
+    ("openai", "embeddings"): "https://api.openai.com:443/v1/embeddings",
     ("anthropic", "messages"): "https://api.anthropic.com:443/v1/messages",
     ("anthropic", "count_tokens"): "https://api.anthropic.com:443/v1/messages/count_tokens",
     ("anthropic", "chat_completions"): "https://api.anthropic.com:443/v1/chat/completions",
     ("deepseek", "chat_completions"): "https://api.deepseek.com:443/chat/completions",
     ("deepseek", "messages"): "https://api.deepseek.com:443/anthropic/v1/messages",
+    ("deepseek", "responses"): "https://api.deepseek.com:443/responses",
     ("huggingface", "chat_completions"): "https://router.huggingface.co:443/v1/chat/completions",
     ("openrouter", "chat_completions"): "https://openrouter.ai:443/api/v1/chat/completions",
     ("openrouter", "messages"): "https://openrouter.ai:443/api/v1/messages",
+    ("openrouter", "responses"): "https://openrouter.ai:443/api/v1/responses",
+    ("openrouter", "embeddings"): "https://openrouter.ai:443/api/v1/embeddings",
     ("simulated", "chat_completions"): "http://simulated.invalid:80/v1/chat/completions",
     ("simulated", "messages"): "http://simulated.invalid:80/v1/messages",
     ("simulated", "count_tokens"): "http://simulated.invalid:80/v1/messages/count_tokens",
+    ("simulated", "responses"): "http://simulated.invalid:80/v1/responses",
+    ("simulated", "responses_compact"): "http://simulated.invalid:80/v1/responses/compact",
+    ("simulated", "responses_input_tokens"): "http://simulated.invalid:80/v1/responses/input_tokens",
+    ("simulated", "embeddings"): "http://simulated.invalid:80/v1/embeddings",
 }
 
 
@@ -62,12 +73,18 @@ def test_no_built_in_card_follows_the_variables_that_lead_callers_to_this_gatewa
 def test_a_providers_own_base_url_is_taken_as_the_sdks_take_it(
     base_url: str, chat: str, messages: str
 ) -> None:
-    override = Override(base_url=base_url, protocols=("chat_completions", "messages"), models=("llama*",))
+    override = Override(
+        base_url=base_url,
+        protocols=("chat_completions", "messages", "responses", "embeddings"),
+        models=("llama*",),
+    )
     card = load_cards({"mine": override})["mine"]
     origin = Origin.of(base_url)
     found = {name: origin.endpoint(door.path).target.decode() for name, door in card.doors.items()}
     assert found == {
         "chat_completions": chat,
+        "responses": chat.replace("chat/completions", "responses"),
+        "embeddings": chat.replace("chat/completions", "embeddings"),
         "messages": messages,
         "count_tokens": f"{messages}/count_tokens",
     }
@@ -133,7 +150,7 @@ def test_all_mistakes_are_named_at_once() -> None:
                 "Mine": Override(base_url="http://h"),
                 "a/b": Override(base_url="http://h"),
                 "nowhere": Override(),
-                "doors": Override(base_url="http://h", protocols=("embeddings",)),
+                "doors": Override(base_url="http://h", protocols=("images",)),
                 "none": Override(base_url="http://h", protocols=()),
                 "openai": Override(base_url="x"),
             }

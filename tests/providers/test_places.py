@@ -20,6 +20,13 @@ ENVIRON = {
 TRACEPARENT = b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"
 CREDENTIALS = {
     ("openai", "chat_completions"): (b"authorization", b"Bearer sk-open"),
+    **{
+        ("openai", door): (b"authorization", b"Bearer sk-open")
+        for door in ("responses", "responses_compact", "responses_input_tokens", "embeddings")
+    },
+    ("deepseek", "responses"): (b"authorization", b"Bearer sk-deep"),
+    ("openrouter", "responses"): (b"authorization", b"Bearer sk-or"),
+    ("openrouter", "embeddings"): (b"authorization", b"Bearer sk-or"),
     ("anthropic", "messages"): (b"x-api-key", b"sk-ant"),
     ("anthropic", "count_tokens"): (b"x-api-key", b"sk-ant"),
     ("anthropic", "chat_completions"): (b"authorization", b"Bearer sk-ant"),

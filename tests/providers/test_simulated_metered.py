@@ -12,6 +12,8 @@ from gateway.protocols.base import Dialect
 from gateway.providers.simulated import State, simulate
 
 CHAT, MESSAGES, COUNT = "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"
+RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
+ANSWERING = pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
 VERSION = [(b"anthropic-version", b"2023-06-01")]
 CACHED = {
     "system": [
@@ -32,6 +34,7 @@ def ask(path: str, model: str, state: State, *, stream: bool, **more: object) ->
             "max_tokens": 90,
             "stream": stream,
             "messages": [{"role": "user", "content": "How long is this?"}],
+            "input": "How long is this?",
             **more,
         }
     ).encode()
@@ -47,7 +50,7 @@ def ask(path: str, model: str, state: State, *, stream: bool, **more: object) ->
     return meter.finish().reply
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@ANSWERING
 @pytest.mark.parametrize(
     ("model", "reported"),
     [
@@ -93,7 +96,7 @@ def test_cache_writes_and_reads_are_read_with_their_times_to_live() -> None:
     assert (read.counts["cache_read"], read.counts["cache_write"], read.counts["input"]) == (150, 0, 155)
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@ANSWERING
 @pytest.mark.parametrize("stream", [True, False])
 def test_no_usage_is_read_where_none_was_sent(path: str, stream: bool) -> None:
     reply = ask(path, "sim-nousage", State(), stream=stream)
@@ -101,7 +104,7 @@ def test_no_usage_is_read_where_none_was_sent(path: str, stream: bool) -> None:
     assert reply.usage is None
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@ANSWERING
 def test_broken_streams_are_incomplete_and_carry_no_output_count(path: str) -> None:
     for model, error in (("sim-cut", False), ("sim-midstream-error", True)):
         reply = ask(path, model, State(), stream=True)
@@ -110,7 +113,24 @@ def test_broken_streams_are_incomplete_and_carry_no_output_count(path: str) -> N
         assert reply.usage is None or "output" not in reply.usage.counts
 
 
+def test_embeddings_report_their_input_and_nothing_else() -> None:
+    usage = ask(EMBEDDINGS, "sim-large", State(), stream=False).usage
+    assert usage is not None
+    assert usage.counts == {"input": 5}
+    assert ask(EMBEDDINGS, "sim-nousage", State(), stream=False).usage is None
+
+
+def test_a_compaction_is_counted_and_a_count_is_not() -> None:
+    compacted = ask("/v1/responses/compact", "sim-large", State(), stream=False)
+    assert compacted.usage is not None
+    assert compacted.complete
+    counted = ask("/v1/responses/input_tokens", "sim-large", State(), stream=False)
+    assert (counted.usage, counted.complete) == (None, True)
+
+
 def test_errors_and_counted_tokens_are_understood() -> None:
     assert ask(CHAT, "sim-err-429", State(), stream=True).error_type
+    assert ask(RESPONSES, "sim-err-429", State(), stream=True).error_type == "rate_limit_exceeded"
+    assert ask(EMBEDDINGS, "sim-err-500", State(), stream=False).error_type == "server_error"
     assert ask(MESSAGES, "sim-err-529", State(), stream=False).error_type == "overloaded_error"
     assert not PROTOCOLS[COUNT].billable

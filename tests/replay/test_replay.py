@@ -1,4 +1,4 @@
-"""Every recorded chat and messages exchange through the whole gateway, from a provider that replays it.
+"""Every recorded exchange of all doors through the whole gateway, from a provider that replays it.
 
 The caller's bytes are the provider's bytes, wherever the provider cut them, and the tokens on the span are
 those that the provider reported; what it did not report is absent.
@@ -23,7 +23,14 @@ from gateway.settings import JournalSettings, LoggingSettings, ProviderSettings,
 from tests.gateway_process import bills_in_journal
 from tests.recorded import COUNTED, expected_counts
 
-PATHS = {"chat.completions": "/v1/chat/completions", "messages": "/v1/messages"}
+PATHS = {
+    "chat.completions": "/v1/chat/completions",
+    "messages": "/v1/messages",
+    "responses": "/v1/responses",
+    "responses.compact": "/v1/responses/compact",
+    "responses.input_tokens": "/v1/responses/input_tokens",
+    "embeddings": "/v1/embeddings",
+}
 KEY = "sk-replay"
 SMALL_BYTES = 1500
 APART = "vercel-gateway"
@@ -106,7 +113,10 @@ def settings_for(folder: Path) -> Settings:
         return ProviderSettings(
             base_url="http://replay.invalid",
             api_key=SecretStr("sk-x"),
-            protocols=("chat_completions", "messages"),
+            protocols=(
+                *("chat_completions", "messages", "embeddings"),
+                *("responses", "responses_compact", "responses_input_tokens"),
+            ),
             **options,
         )
 
@@ -153,10 +163,11 @@ async def replay(recordings: Path, app: Doors, transport: Replay) -> dict[str, t
             else:
                 # No end event was recorded: the caller is told that the answer is not whole.
                 assert stream, row["file"]
-                told_so = sent.rindex(b"event: error\n" if row["api"] == "messages" else b'data: {"error"')
+                chat = row["api"] == "chat.completions"
+                told_so = sent.rindex(b'data: {"error"' if chat else b"event: error\n")
                 assert body.startswith(sent[:told_so]), row["file"]
                 cut_off += 1
-    assert whole > 2500
+    assert whole > 3800
     assert every_byte > 10
     assert cut_off < whole / 20
     return told

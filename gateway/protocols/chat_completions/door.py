@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.core.dimensions import BOTH_SIDES
 from gateway.core.errors import SpanbillError
 from gateway.core.exchange import Reply, Said
 from gateway.protocols.base import Dialect, Request
@@ -16,6 +17,7 @@ class ChatCompletions:
     name = "chat_completions"
     path = "/v1/chat/completions"
     operation = "chat"
+    sides = BOTH_SIDES
     billable = True
 
     def read_request(self, body: bytes) -> Request:

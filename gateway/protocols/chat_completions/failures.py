@@ -13,14 +13,15 @@ _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 def body(error: SpanbillError) -> bytes:
     """Return the error as a body."""
-    return msgspec.json.encode({"error": _error(error)})
+    return msgspec.json.encode({"error": envelope(error)})
 
 
 def event(error: SpanbillError) -> bytes:
     """Return the error as the last event of a broken stream; there is no `[DONE]` after it."""
-    return b"data: " + msgspec.json.encode({"error": _error(error)}) + b"\n\n"
+    return b"data: " + msgspec.json.encode({"error": envelope(error)}) + b"\n\n"
 
 
-def _error(error: SpanbillError) -> dict[str, object]:
+def envelope(error: SpanbillError) -> dict[str, object]:
+    """Return what stands under `error`."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"message": error.message, "type": kind, "param": error.param, "code": error.code}

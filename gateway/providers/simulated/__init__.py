@@ -1,6 +1,7 @@
 """The simulated provider: everything can be tried, tested and measured with no account.
 
-It answers as the real ones do, byte for byte in form: OpenAI's chat completions and Anthropic's messages.
+It answers as the real ones do, byte for byte in form: OpenAI's chat completions, responses and embeddings,
+and Anthropic's messages; every model stands behind every door.
 `simulate` is pure but for its `State`; the shells only wait and deliver.
 
     model                reply                                        usage

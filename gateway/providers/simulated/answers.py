@@ -1,7 +1,7 @@
 """Answers: what the simulated models say and count, in no protocol's words.
 
-Ask     what a request comes to        read by `chat` or `messages`
-Answer  what is said and counted       written by `chat` or `messages`
+Ask     what a request comes to        read by `chat`, `messages`, `responses` or `embeddings`
+Answer  what is said and counted       written by the same
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class Vectors(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be embedded: a vector of `length` numbers for each text, `encoded` in base64 or not."""
+
+    texts: tuple[str, ...]
+    length: int
+    encoded: bool
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a request comes to.
 
@@ -49,6 +57,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         prompt: all text of the request in order, tools and system first.
         last_text: what the user said last.
         tool: the tool to call, with a schema for its arguments; None where text is due.
+        schema: what the text must satisfy as JSON; None for plain text.
     """
 
     model: str
@@ -59,6 +68,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     messages: int
     last_text: str
     tool: tuple[str, object] | None
+    schema: object = None
+    vectors: Vectors | None = None
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +100,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cut_by_limit: bool
     form: UsageForm
     counts: Counts
+    vectors: Vectors | None = None
 
 
 def answer(ask: Ask, form: UsageForm, body: bytes, state: State) -> Answer:
@@ -120,6 +132,7 @@ def answer(ask: Ask, form: UsageForm, body: bytes, state: State) -> Answer:
             cache_write_5m=write_5m,
             cache_write_1h=write_1h,
         ),
+        vectors=ask.vectors,
     )
 
 
@@ -139,6 +152,8 @@ def attachment(part: object) -> str:
 
 
 def _reply_text(ask: Ask) -> str:
+    if ask.schema is not None:
+        return msgspec.json.encode(sample(ask.schema)).decode()
     wanted = _WORDS.search(ask.last_text)
     if wanted:
         count = min(int(wanted[1]), WORDS_MAX)

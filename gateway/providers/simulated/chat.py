@@ -22,6 +22,8 @@ CODES: Final = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit
 class Chat:
     """`POST /v1/chat/completions`."""
 
+    streams = True
+
     def read(self, body: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Ask:  # noqa: ARG002  # the interface
         """Take a request apart; raises RefusedError."""
         model = body.get("model")

@@ -31,6 +31,7 @@ SIGNATURE: Final = "c2ltdWxhdGVk"
 class Messages:
     """`POST /v1/messages`."""
 
+    streams = True
     limit_needed = True
 
     def read(self, body: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Ask:
@@ -107,6 +108,7 @@ class Messages:
 class CountTokens(Messages):
     """`POST /v1/messages/count_tokens`: the number is the answer, and nothing is consumed."""
 
+    streams = False
     limit_needed = False
 
     def whole(self, answer: Answer) -> bytes:

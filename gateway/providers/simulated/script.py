@@ -13,7 +13,9 @@ import msgspec
 
 from gateway.providers.simulated.answers import UsageForm, answer
 from gateway.providers.simulated.chat import Chat
+from gateway.providers.simulated.embeddings import Embeddings
 from gateway.providers.simulated.messages import CountTokens, Messages
+from gateway.providers.simulated.responses import Compact, InputTokens, Responses
 from gateway.providers.simulated.state import State
 from gateway.providers.simulated.wire import RefusedError, Wire, parse
 from gateway.providers.upstream import Header
@@ -70,6 +72,10 @@ WIRES: Final[dict[str, Wire]] = {
     "/v1/chat/completions": Chat(),
     "/v1/messages": Messages(),
     "/v1/messages/count_tokens": CountTokens(),
+    "/v1/responses": Responses(),
+    "/v1/responses/compact": Compact(),
+    "/v1/responses/input_tokens": InputTokens(),
+    "/v1/embeddings": Embeddings(),
 }
 
 
@@ -113,7 +119,7 @@ def _reply(
     if behaviour.fault == "flaky" and state.fails_now(path.encode() + body):
         raise RefusedError(503, "The server is overloaded; the same request works next time.")
     said = answer(ask, behaviour.usage, body, state)
-    if ask.stream and not isinstance(wire, CountTokens):
+    if ask.stream and wire.streams:
         return _streamed(wire, wire.events(said, include_usage=ask.include_usage), behaviour, said.id)
     if behaviour.fault == "midstream_error":
         raise RefusedError(500, "The server had an error while processing your request.")

@@ -30,6 +30,9 @@ class RefusedError(Exception):
 class Wire(Interface):
     """One protocol, as the provider speaks it."""
 
+    streams: bool
+    """Whether `stream` is heeded."""
+
     def read(self, body: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Ask:
         """Take a request apart; raises RefusedError."""
         ...

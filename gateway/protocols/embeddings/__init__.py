@@ -1,0 +1,5 @@
+"""OpenAI-style embeddings: `POST /v1/embeddings`."""
+
+from gateway.protocols.embeddings.door import Embeddings
+
+__all__ = ["Embeddings"]
