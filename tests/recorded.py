@@ -62,7 +62,6 @@ AMBIGUOUS: Final[tuple[tuple[str, str], ...]] = (
     (r"two counts: billed_units .* vs tokens", "cohere_billed_units"),
     (r"only total_tokens reported", "tokens_of_audio|total_is_input"),
     (r"total_tokens \d+ hides \d+ reasoning tokens that usage.cost charges", "reasoning_apart_by_card"),
-    (r"reasoning .* output", "reasoning_above_output"),
     (r"promptTokenCount: max over chunks", "last_chunk_wins"),
     (r"no promptTokenCount", "prompt_not_reported"),
     (r"total_tokens \d+ != .* hidden 375 tokens", "audio_apart_by_total"),
