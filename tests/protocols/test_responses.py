@@ -184,6 +184,9 @@ def test_what_is_no_count_is_absent_and_said_so(odd: object) -> None:
 def test_literal_cache_fields_count_as_reported() -> None:
     usage = usage_of({"input_tokens": 9, "output_tokens": 1, "cache_hit": 3, "cache_write": 2})
     assert usage.counts == {"input": 9, "output": 1, "cache_read": 3, "cache_write": 2}
+    said = usage_of({"input_tokens": 9, "output_tokens": 1, "cache_hit": True, "cache_write": False})
+    assert (said.counts, said.anomalies) == ({"input": 9, "output": 1}, ())
+    assert said.qualifiers == {"cache_hit": "true", "cache_write": "false"}
 
 
 def test_reasoning_that_was_counted_apart_is_output_too() -> None:

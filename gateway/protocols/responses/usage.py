@@ -48,6 +48,7 @@ def read_usage(response: Mapping[str, Any], tools: Mapping[str, int], dialect: D
         service_tier=text(response.get("service_tier")),
         reported_cost_usd=reported_cost_usd(usage) if isinstance(usage, dict) else None,
         others=painted,
+        qualifiers=counts.said,
     )
 
 
@@ -68,14 +69,11 @@ def tool_called(item: object) -> str | None:
 def _input(counts: Counts, usage: dict[str, Any]) -> None:
     counts.take("input", usage, "input_tokens", "prompt_tokens")
     details = usage.get("input_tokens_details")
-    (
-        counts.take("cache_read", details, "cached_tokens")
-        or counts.take("cache_read", usage, "cached_tokens", "cache_hit")
-    )
-    (
-        counts.take("cache_write", details, "cache_write_tokens", "cache_creation_tokens")
-        or counts.take("cache_write", usage, "cache_write")
-    )
+    counts.take("cache_read", details, "cached_tokens") or counts.take("cache_read", usage, "cached_tokens")
+    counts.take("cache_write", details, "cache_write_tokens", "cache_creation_tokens")
+    for key, name in (("cache_hit", "cache_read"), ("cache_write", "cache_write")):
+        if key in usage and name not in counts.values:
+            counts.literal(name, key, usage[key])
     counts.take("input_audio", details, "audio_tokens")
     counts.take("input_image", details, "image_tokens")
 
