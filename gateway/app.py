@@ -36,16 +36,18 @@ from gateway.assembly import (
     SIMULATED,
     CountOnDemand,
     Switch,
+    book_of,
     configured_keys,
     configured_providers,
     lanes_of,
     models_of,
     place_of,
     prices_of,
+    screen_of,
 )
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
-from gateway.pricing.catalogue import Catalogue, CatalogueError, packaged_rates
+from gateway.pricing.catalogue import CatalogueError
 from gateway.protocols import PROTOCOLS
 from gateway.providers.httpx_transport import transport_for
 from gateway.providers.simulated import SimulatedTransport
@@ -128,7 +130,7 @@ def create_app(
     providers = configured_providers(settings, environ)
     try:
         ring = KeyRing([*configured_keys(settings, environ), *keys])
-        catalogue = Catalogue(packaged_rates(), settings.prices.overrides)
+        book = book_of(settings.prices)
         router = Router(
             [place_of(provider) for provider in providers.values()], settings.routing.default_provider
         )
@@ -153,7 +155,7 @@ def create_app(
         {str(k): str(v) for k, v in resource.attributes.items()},
         settings.telemetry.cache_write_name,
     )
-    prices = prices_of(catalogue)
+    prices = prices_of(book)
     shipper = _shipper(settings, files, environ)
     remover = _remover(settings, files, shipped=shipper is not None)
     metrics = Metrics(lambda: _own_health(writer, shipper, remover, lines))
@@ -201,7 +203,7 @@ def create_app(
         tracer_provider=traces.provider,
         registry=registry,
         identify=ring.identify,
-        models=lambda: models_of(providers, catalogue),
+        models=lambda: models_of(providers, book.catalogue),
         ready=lambda: _readiness(writer, gate),
         protocols=PROTOCOLS,
         lifespan=_lifespan(
@@ -224,6 +226,7 @@ def create_app(
         traces=traces,
         identify=ring.identify,
         lanes=lanes_of(router, providers),
+        screen=screen_of(book, settings.prices.unpriced, time.time_ns),
         body_bytes_max=settings.server.max_body_bytes,
         gate=gate,
         refused=observer.refusal,

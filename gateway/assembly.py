@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from decimal import Decimal
+from typing import Final, Literal
+
+import msgspec
 
 from gateway.admission.virtual_keys import KeyEntry, env_keys
 from gateway.api.doors import ModelEntry
 from gateway.billing import Prices
 from gateway.billing import Target as PriceTarget
-from gateway.core.charge import Charge
+from gateway.core.charge import Charge, NoRate
+from gateway.core.errors import CallerError
 from gateway.core.exchange import Identity, Reply
+from gateway.core.money import usd_to_pico
 from gateway.metering import tokenizer
-from gateway.pricing.catalogue import Catalogue, RateCard
-from gateway.pricing.rating import charge
+from gateway.pricing.adjusting import Adjustment
+from gateway.pricing.catalogue import Catalogue, CatalogueError, packaged_rates
+from gateway.pricing.own import read_catalogue
+from gateway.pricing.rates import ALWAYS, parse_amount, parse_exchange, parse_instant, parse_percent
+from gateway.pricing.selling import Book, Sale
 from gateway.protocols.base import Dialect
 from gateway.providers.cards import CardError, Override, load_cards
 from gateway.providers.places import Provider, Secret, resolve
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
 from gateway.routing.targets import Place, Router, Target
-from gateway.settings import KeySettings, Settings, SettingsError
+from gateway.settings import AdjustmentSettings, KeySettings, PricesSettings, Settings, SettingsError
 from gateway.stages import Lane
 
 SIMULATED: Final = "simulated"
@@ -80,6 +88,7 @@ def _key_entry(key: KeySettings, environ: Mapping[str, str]) -> KeyEntry:
             project=key.project,
             tags=key.tags,
             on_disconnect=key.on_disconnect,
+            unpriced=key.unpriced,
         ),
     )
 
@@ -159,26 +168,112 @@ def lanes_of(router: Router, providers: Mapping[str, Provider]) -> Callable[[str
     return lanes
 
 
-def prices_of(catalogue: Catalogue) -> Prices:
+def book_of(settings: PricesSettings) -> Book:
+    """Return the catalogue and the adjustments that the settings name, wholly checked.
+
+    Raises:
+        CatalogueError: listing what is wrong with the file, the overrides or the adjustments.
+    """
+    try:
+        exchange = parse_exchange(settings.exchange)
+    except ValueError as fault:
+        raise CatalogueError(f"prices.exchange: {fault}") from fault
+    adjustments = [_adjustment(rule, exchange) for rule in settings.adjustments]
+    if len({rule.id for rule in adjustments}) < len(adjustments):
+        raise CatalogueError("prices.adjustments: each needs an id of its own")
+    catalogue = Catalogue(
+        packaged_rates(),
+        settings.overrides,
+        own=None if settings.catalog is None else read_catalogue(settings.catalog, exchange),
+        exchange=exchange,
+        fallback=settings.fallback,
+        salt=msgspec.json.encode(adjustments) if adjustments else b"",
+    )
+    return Book(catalogue, adjustments)
+
+
+def _adjustment(rule: AdjustmentSettings, exchange: Mapping[str, Decimal]) -> Adjustment:
+    try:
+        if (rule.percent is None) == (rule.kind != "fee") or (rule.amount is None) == (rule.kind == "fee"):
+            raise ValueError("a fee takes `amount`, a discount or mark-up takes `percent`")
+        percent = None if rule.percent is None else str(rule.percent)
+        return Adjustment(
+            id=rule.id,
+            kind=rule.kind,
+            percent=percent,
+            share=(0, 1)
+            if percent is None
+            else parse_percent(percent, most=100 if rule.kind == "discount" else None),
+            amount_pico_usd=0 if rule.amount is None else usd_to_pico(parse_amount(rule.amount, exchange)),
+            provider=rule.provider,
+            key_id=rule.key,
+            team=rule.team,
+            since_unix_s=ALWAYS[0] if rule.since is None else parse_instant(rule.since),
+            until_unix_s=ALWAYS[1] if rule.until is None else parse_instant(rule.until),
+        )
+    except ValueError as fault:
+        raise CatalogueError(f"prices.adjustments: {rule.id}: {fault}") from fault
+
+
+def prices_of(book: Book) -> Prices:
     """Return the catalogue in the words of the story.
 
     A reply is priced by the model that served; by the requested one only if the reply names none.
     """
 
-    def card(target: PriceTarget, reply: Reply, at_unix_s: int) -> RateCard | None:
-        return catalogue.card(target.provider, target.prices, reply.response_model or target.model, at_unix_s)
+    def sale(target: PriceTarget, reply: Reply, at_unix_s: int) -> Sale:
+        return Sale(
+            provider=target.provider,
+            section=target.prices,
+            model=target.model,
+            served=reply.response_model,
+            key_id=target.key_id,
+            team=target.team,
+            at_unix_s=at_unix_s,
+        )
 
-    def charge_of(target: PriceTarget, reply: Reply, at_unix_s: int) -> Charge | None:
-        found = card(target, reply, at_unix_s)
-        if found is None or reply.usage is None:
-            return None
-        return charge(reply.usage, found, catalogue.hash)
+    def charge_of(target: PriceTarget, reply: Reply, at_unix_s: int) -> Charge | NoRate | None:
+        return None if reply.usage is None else book.charge(sale(target, reply, at_unix_s), reply.usage)
 
     def context_window(target: PriceTarget, reply: Reply, at_unix_s: int) -> int | None:
-        found = card(target, reply, at_unix_s)
+        found = book.card(sale(target, reply, at_unix_s))
         return None if found is None else found.context_window
 
     return Prices(charge=charge_of, context_window=context_window)
+
+
+def screen_of(
+    book: Book, unpriced: Literal["serve", "refuse"], now_ns: Callable[[], int]
+) -> Callable[[Identity, tuple[Lane, ...]], tuple[Lane, ...]]:
+    """Return what is asked before a provider is called: which of the lanes a key may be sent to.
+
+    The model that serves may still turn out to be another one, and unpriced: only the requested one is known.
+
+    Args:
+        unpriced: what holds for keys that say nothing of their own.
+    """
+
+    def screen(identity: Identity, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
+        if (identity.unpriced or unpriced) == "serve":
+            return lanes
+        at_unix_s = now_ns() // 1_000_000_000
+        priced = tuple([lane for lane in lanes if _has_rate(book, lane, at_unix_s)])
+        if not priced:
+            raise CallerError(
+                "model_unpriced",
+                "there is no rate for this model, and this key is not served without one; name another "
+                "model, or ask the operator to add its price",
+                status=402,
+                param="model",
+            )
+        return priced
+
+    return screen
+
+
+def _has_rate(book: Book, lane: Lane, at_unix_s: int) -> bool:
+    sale = Sale(provider=lane.provider, section=lane.prices, model=lane.model, at_unix_s=at_unix_s)
+    return book.card(sale) is not None
 
 
 class CountOnDemand:

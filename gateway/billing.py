@@ -10,29 +10,37 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.core.charge import Charge
+from gateway.core.charge import Charge, NoRate
 from gateway.core.exchange import Attempt, Call, Exchange, Progress, Reply
 from gateway.metering.estimate import Counted, with_estimate
 from gateway.metering.settle import FREE, INTERRUPTED, Ending, bill_status, metered
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request went, for its price: the provider, its section of the catalogue, the model there."""
+    """Where a request went and who pays, for its price.
+
+    Args:
+        prices: the provider's section of the catalogue.
+        model: as it was named to the provider.
+        key_id, team: of the virtual key, for discounts and mark-ups.
+    """
 
     provider: str
     prices: str
     model: str
+    key_id: str = ""
+    team: str | None = None
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
     """The price catalogue in the words of the story.
 
     Args:
-        charge: (target, reply, Unix seconds) -> charge of its usage, None where there is no rate.
+        charge: (target, reply, Unix seconds) -> charge of its usage, or why there is none.
         context_window: (target, reply, Unix seconds) -> most tokens of the model, None if unknown.
     """
 
-    charge: Callable[[Target, Reply, int], Charge | None]
+    charge: Callable[[Target, Reply, int], Charge | NoRate | None]
     context_window: Callable[[Target, Reply, int], int | None]
 
 
@@ -57,13 +65,18 @@ def bill(
     ended_unix_ns = max(ended_unix_ns, call.started_unix_ns)
     at_unix_s = ended_unix_ns // 1_000_000_000
     charge: Charge | None = None
+    missing: str | None = None
     if ending.free:
         charge = FREE
     else:
         if not metered(call, reply.usage):
             reply = with_estimate(call, reply, prices.context_window(target, reply, at_unix_s), output())
         if metered(call, reply.usage):
-            charge = prices.charge(target, reply, at_unix_s)
+            priced = prices.charge(target, reply, at_unix_s)
+            if isinstance(priced, NoRate):
+                missing = priced.reason
+            else:
+                charge = priced
     return Exchange(
         call=call,
         attempts=attempts,
@@ -75,6 +88,8 @@ def bill(
         ended_unix_ns=ended_unix_ns,
         latency_ns=latency_ns,
         time_to_first_chunk_ns=time_to_first_chunk_ns,
+        price_section=target.prices or None,
+        missing_rate=missing,
     )
 
 
@@ -100,7 +115,13 @@ def interrupted(prices: Prices, call: Call, progress: Progress | None) -> Exchan
     return bill(
         prices,
         call,
-        Target(provider=attempt.provider, prices=progress.prices, model=attempt.model),
+        Target(
+            provider=attempt.provider,
+            prices=progress.prices,
+            model=attempt.model,
+            key_id=call.identity.key_id,
+            team=call.identity.team,
+        ),
         INTERRUPTED,
         progress.reply,
         attempts=(attempt,),

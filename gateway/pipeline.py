@@ -317,7 +317,13 @@ class Serving:
         exchange = bill(
             stages.prices,
             admitted.call,
-            Target(provider=lane.provider, prices=lane.prices, model=lane.model),
+            Target(
+                provider=lane.provider,
+                prices=lane.prices,
+                model=lane.model,
+                key_id=admitted.call.identity.key_id,
+                team=admitted.call.identity.team,
+            ),
             ending,
             reply,
             attempts=tuple(self._attempts),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -115,6 +116,9 @@ class KeySettings(_Section):
         description="When a caller leaves a stream: `drain` reads it to its end, for the provider's own "
         "figure; `cancel` stops there, and the bill is estimated.",
     )
+    unpriced: Literal["serve", "refuse"] | None = Field(
+        None, description="For this key, instead of `prices.unpriced`."
+    )
 
 
 class ProviderSettings(_Section):
@@ -183,13 +187,44 @@ class UpstreamSettings(_Section):
     )
 
 
-class PricesSettings(_Section):
-    """The operator's own rates."""
+class AdjustmentSettings(_Section):
+    """A discount, a mark-up or a fee: a line of its own on the bill."""
 
+    id: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Its name on the bill; used once.")
+    kind: Literal["discount", "markup", "fee"] = Field(
+        description="`discount`: off the rated lines; `markup`: on what discounts leave; `fee`: per request."
+    )
+    percent: str | int | None = Field(None, description="Of a discount or mark-up, as a quoted decimal.")
+    amount: str | int | None = Field(None, description="Of a fee: `0.001`, or `2 sat`.")
+    provider: str | None = Field(None, description="Only for requests that this provider served.")
+    key: str | None = Field(None, description="Only for this key's requests.")
+    team: str | None = Field(None, description="Only for this team's requests.")
+    since: date | datetime | None = Field(None, description="From this day or time on; UTC without a zone.")
+    until: date | datetime | None = Field(None, description="Until before this day or time.")
+
+
+class PricesSettings(_Section):
+    """Rates, and what is added to them or taken off."""
+
+    catalog: Path | None = Field(
+        None, description="The operator's own catalogue file, which goes before the rates that ship."
+    )
     overrides: dict[str, dict[str, str | int]] = Field(
         {},
         description="`provider/model` to rates in USD per million tokens, as quoted decimals: "
         '`{"openai/gpt-4o": {"input": "2.50", "output": "10"}}`.',
+    )
+    exchange: dict[str, str | int] = Field(
+        {}, description="USD for one unit of another currency that rates are given in: `{sat: '0.00065'}`."
+    )
+    adjustments: tuple[AdjustmentSettings, ...] = Field((), description="Discounts, mark-ups and fees.")
+    unpriced: Literal["serve", "refuse"] = Field(
+        "serve",
+        description="A model without a rate: `serve` it, and the bill is `unpriced`; `refuse` it with 402.",
+    )
+    fallback: dict[str, str | int] = Field(
+        {},
+        description="Rates for models without any; their bills are `estimated` then. Empty: no cost.",
     )
 
 

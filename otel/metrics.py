@@ -215,7 +215,7 @@ class Metrics(Collector):
         )
         yield _counter(
             "llm_gateway_cost",
-            "Cost in USD; exact up to the page.",
+            "Cost in USD of bills that have one; `llm_gateway_records_total` counts those of each status.",
             [*by_key, "model"],
             self._cost,
             PICO_PER_USD,

@@ -46,6 +46,8 @@ _REPORTED = "only if the provider reported it"
 _METERED = "if reported, or estimated: see `billing.usage.source`"
 _PRICED = "only if priced"
 _KNOWN = "if known"
+_OTHERS = "if priced, and other models were used"
+_ADJUSTED = "if priced, and such an adjustment applies"
 
 ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("gen_ai.operation.name", "string", _ALWAYS, "`chat`, `embeddings`, `count_tokens`"),
@@ -125,12 +127,62 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.cost.image_usd", "string", _PRICED, "line: images made", "USD"),
     _a("billing.cost.audio_second_usd", "string", _PRICED, "line: audio by the second", "USD"),
     _a("billing.cost.character_usd", "string", _PRICED, "line: input by the character", "USD"),
-    _a("billing.cost.source", "string", _PRICED, "`local`: computed from the rate card"),
+    _a("billing.cost.other_models_usd", "string", _OTHERS, "lines of other models' tokens", "USD"),
+    _a("billing.cost.discount_usd", "string", _ADJUSTED, "discounts, below zero", "USD"),
+    _a("billing.cost.markup_usd", "string", _ADJUSTED, "mark-ups", "USD"),
+    _a("billing.cost.fee_usd", "string", _ADJUSTED, "fees per request", "USD"),
+    _a(
+        "billing.cost.lines",
+        "string[]",
+        _PRICED,
+        "each line as JSON: dimension, units, rate, multiplier, cost; for another model its name and price",
+    ),
+    _a("billing.cost.adjustments", "string[]", _ADJUSTED, "each adjustment as JSON: id, kind, percent, cost"),
+    _a(
+        "billing.cost.source",
+        "string",
+        _PRICED,
+        "`local`: computed from the rate card; `fallback`: from `prices.fallback`",
+    ),
     _a("billing.cost.reported_usd", "string", _REPORTED, "the provider's own figure, beside ours", "USD"),
+    _a(
+        "billing.cost.reported_difference_usd",
+        "string",
+        "if priced and reported",
+        "the provider's own figure less ours before mark-ups and fees",
+        "USD",
+    ),
     _a("billing.price.id", "string", _PRICED, "entry of the catalogue that was applied"),
+    _a(
+        "billing.price.requested_id",
+        "string",
+        "if the model that served has another price than the requested one",
+        "entry of the requested model, which was not applied; `none` if it has none",
+    ),
+    _a("billing.price.section", "string", "if a provider was chosen", "section of the catalogue"),
+    _a("billing.price.missing", "string", "if unpriced", "what has no rate: `model`, `service_tier=flex`, …"),
+    _a(
+        "billing.price.exchange",
+        "string",
+        "if rates are in another currency",
+        "`sat=0.00065`: USD for one unit of it",
+    ),
+    _a("billing.target.model", "string", "if a provider was called", "the model as the provider was asked"),
     _a("billing.price.catalog", "string", _PRICED, "content hash of the catalogue"),
     _a("billing.price.tier", "string", "if the rate has tiers", "the context tier that applied"),
     _a("billing.service_tier", "string", _REPORTED, "tier that the reply states"),
+    _a(
+        "billing.usage.qualifiers",
+        "string[]",
+        _REPORTED,
+        "what else decides the rates, as `name=value`: `speed=fast`, `inference_geo=us`",
+    ),
+    _a(
+        "billing.usage.other_models",
+        "string[]",
+        _REPORTED,
+        "other models' tokens inside the reply, each as JSON: model, reason, counts",
+    ),
     _a("billing.usage.source", "string", "if metered", "`provider`, `drained`, `estimated`"),
     _a("billing.usage.estimate.method", "string", "if estimated", "how missing counts were made"),
     _a("billing.usage.estimate.input_tokens_min", "int", "if input is estimated", "at least", "{token}"),

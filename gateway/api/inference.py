@@ -53,6 +53,7 @@ class Doors:
         behind: the FastAPI application.
         identify: request headers -> who pays; raises CallerError 401.
         lanes: (model, protocol name) -> targets in order; raises CallerError 404.
+        screen: (who pays, targets) -> those that it may be sent to; raises CallerError 402.
         refused: told of each refusal.
         served: told of each exchange's correlation and scope for the SERVER span, after its end.
 
@@ -70,6 +71,7 @@ class Doors:
         traces: Traces,
         identify: Callable[[Sequence[Header]], Identity],
         lanes: Callable[[str, str], tuple[Lane, ...]],
+        screen: Callable[[Identity, tuple[Lane, ...]], tuple[Lane, ...]],
         body_bytes_max: int,
         gate: Gate,
         refused: Callable[[Refusal], None],
@@ -84,6 +86,7 @@ class Doors:
         self._traces = traces
         self._identify = identify
         self._lanes = lanes
+        self._screen = screen
         self._body_bytes_max = body_bytes_max
         self._refused = refused
         self._served = served
@@ -180,6 +183,8 @@ class Doors:
         body = await read_body(receive, headers, self._body_bytes_max)
         request = protocol.read_request(body)
         lanes = self._lanes(request.model, protocol.name)
+        if protocol.billable:
+            lanes = self._screen(identity, lanes)
         client = scope.get("client")
         call = Call(
             record_id=correlation.record_id,

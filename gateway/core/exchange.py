@@ -37,12 +37,15 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         user_name: display name, None if none is known.
         source: how the owner was found: `key` (a key of the configuration) or `env_key`.
         on_disconnect: whether a stream is read to its end after its caller left, or cut there.
+        unpriced: whether a model without a rate is served, or refused before a provider is called; None:
+            what holds for all keys.
     """
 
     key_id: str
     user_id: str
     source: Literal["key", "env_key"]
     on_disconnect: Literal["drain", "cancel"] = "drain"
+    unpriced: Literal["serve", "refuse"] | None = None
     user_name: str | None = None
     team: str | None = None
     project: str | None = None
@@ -158,7 +161,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished request; exactly one bill follows from it."""
+    """One finished request; exactly one bill follows from it.
+
+    Args:
+        price_section: section of the price catalogue where rates were looked up, None if none were needed.
+        missing_rate: what has no rate, where the bill is unpriced for that.
+    """
 
     call: Call
     attempts: tuple[Attempt, ...]
@@ -170,3 +178,5 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     charge: Charge | None = None
     error_type: str | None = None
     time_to_first_chunk_ns: int | None = None
+    price_section: str | None = None
+    missing_rate: str | None = None

@@ -1,12 +1,13 @@
 """Money: exact integers of 10^-12 USD (pico-USD), and rates as integers of 10^-18 USD (atto-USD) per million.
 
-The one rounding rule: a charge line is `units x rate` rounded half-even to one pico-USD, once; sums of
-lines are exact and never rounded again. Decimal appears only where people read or write money. No float.
+The one rounding rule: a charge line is `units x rate x multiplier`, and an adjustment a share of such lines,
+rounded half-even to one pico-USD, once; sums of lines are exact and never rounded again. Decimal appears only
+where people read or write money. No float.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Final
 
 PICO_PER_USD: Final = 10**12
@@ -65,10 +66,48 @@ def pico_to_usd(pico: int) -> str:
     return f"{sign}{whole}.{fraction:012d}".rstrip("0")
 
 
-def line_pico(units: int, rate_atto_per_million: int) -> int:
-    """Return the cost of `units` in pico-USD, rounded half-even: the only place where money is rounded."""
-    quotient, rest = divmod(units * rate_atto_per_million, ATTO_PER_PICO_TIMES_MILLION)
+def difference_usd(reported: str, pico: int) -> str:
+    """Return exactly how much a decimal string of USD is above (or, with a sign, below) an amount of ours."""
+    context = Context(prec=200)  # reported: at most 40 decimals; ours: fewer than 100 digits
+    difference = context.subtract(Decimal(reported), context.scaleb(Decimal(pico), -12))
+    return format(difference.normalize(context), "f") if difference else "0"
+
+
+def factor_to_text(factor: tuple[int, int]) -> str:
+    """Return a factor, whose denominator is a power of ten, as an exact decimal string: (11, 10) is "1.1"."""
+    return _plain(factor[0], len(str(factor[1])) - 1)
+
+
+def rate_to_usd(rate_atto_per_million: int, units: int = 1_000_000) -> str:
+    """Return the exact decimal string of a rate in USD per `units` (a power of ten up to a million)."""
+    decimals = RATE_DECIMALS + len(str(1_000_000 // units)) - 1
+    return _plain(rate_atto_per_million, decimals)
+
+
+def _plain(value: int, decimals: int) -> str:
+    whole, fraction = divmod(value, 10**decimals)
+    return f"{whole}.{fraction:0{decimals}d}".rstrip("0").rstrip(".") if fraction else str(whole)
+
+
+def line_pico(units: int, rate_atto_per_million: int, multiplier: tuple[int, int] = (1, 1)) -> int:
+    """Return the cost of `units` in pico-USD, rounded half-even.
+
+    Args:
+        multiplier: numerator and denominator of what the rate is multiplied by.
+    """
+    numerator, denominator = multiplier
+    return _rounded(units * rate_atto_per_million * numerator, ATTO_PER_PICO_TIMES_MILLION * denominator)
+
+
+def share_pico(pico: int, share: tuple[int, int]) -> int:
+    """Return a share (numerator, denominator) of an amount in pico-USD, rounded half-even."""
+    return _rounded(pico * share[0], share[1])
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    """Return the quotient rounded half-even: the only place where money is rounded."""
+    quotient, rest = divmod(numerator, denominator)
     double = 2 * rest
-    if double > ATTO_PER_PICO_TIMES_MILLION or (double == ATTO_PER_PICO_TIMES_MILLION and quotient & 1):
+    if double > denominator or (double == denominator and quotient & 1):
         quotient += 1
     return quotient

@@ -92,4 +92,4 @@ def bill_status(call: Call, ending: Ending, usage: Usage | None, charge: Charge 
         return "unmetered"
     if charge is None:
         return "unpriced"
-    return "estimated" if usage.source == "estimated" else "final"
+    return "estimated" if usage.source == "estimated" or charge.estimated else "final"

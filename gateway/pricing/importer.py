@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.core.dimensions import DIMENSIONS
+
 TARGET: Final = Path(__file__).with_name("rates.json")
 DIMENSION_OF: Final = {
     "input_mtok": "input",
@@ -25,8 +27,43 @@ DIMENSION_OF: Final = {
     "input_image_mtok": "input_image",
     "output_image_mtok": "output_image",
     "output_reasoning_mtok": "reasoning",
+    "cache_write_5m_mtok": "cache_write_5m",
+    "input_video_mtok": "input_video",
+    "output_video_mtok": "output_video",
+    "input_tool_mtok": "input_tool",
+    "cache_audio_read_mtok": "cache_read_audio",
+    "cache_image_read_mtok": "cache_read_image",
+    "output_citation_mtok": "citation",
 }
-PER_THOUSAND: Final = {"requests_kcount": "request"}
+PER: Final = {
+    "requests_kcount": ("request", "/1000"),
+    "web_searches_kcount": ("web_search", "/1000"),
+    "storage_searches_kcount": ("file_search", "/1000"),
+    "social_searches_kcount": ("social_search", "/1000"),
+    "rerank_searches_kcount": ("rerank_search", "/1000"),
+    "code_executions_kcount": ("code_interpreter", "/1000"),
+    "input_document_kpages": ("page", "/1000"),
+    "input_mchars": ("character", "/1M"),
+}
+"""What is not counted in tokens, and for how many its price stands; hours of audio are left out, as an hour
+has no power of ten of seconds and their prices no finite decimal per second."""
+MULTIPLIERS: Final[dict[str, list[dict[str, Any]]]] = {
+    "anthropic": [{"when": {"inference_geo": "us"}, "multiply": "1.1"}],
+}
+"""What the data does not say: Anthropic's price page, "Data residency": all token rates, 1.1 times."""
+CALLS: Final = (("x-ai", "", {"web_search": "5/1000"}), ("openrouter", "openai/", {"web_search": "10/1000"}))
+"""What a call costs beside tokens, by section and start of the model's id: xAI's web search, and OpenAI's
+where OpenRouter passes it on. Recorded replies that state their own cost prove both."""
+_SONAR: Final = {"low": "5/1000", "medium": "8/1000"}
+_SONAR_PRO: Final = {"low": "6/1000", "medium": "10/1000"}
+REQUEST_FEES: Final = {
+    ("perplexity", "sonar"): _SONAR,
+    ("perplexity", "sonar-reasoning"): _SONAR,
+    ("perplexity", "sonar-pro"): _SONAR_PRO,
+    ("perplexity", "sonar-reasoning-pro"): _SONAR_PRO,
+}
+"""Perplexity's price page: the fee per request by the size of the search context, which the reply states; the
+data has the fee of the size `high` only."""
 SIMULATED_SMALL: Final = {"input": "0.15", "output": "0.6"}
 SIMULATED: Final[dict[str, dict[str, str]]] = {
     "sim-large": {"input": "2.5", "output": "10"},
@@ -54,7 +91,13 @@ def build() -> bytes:
         "providers": {
             provider.id: {
                 "fallback": provider.fallback_model_providers or [],
-                "models": [_model(model) for model in provider.models],
+                "models": [
+                    _model(
+                        model, _calls(provider.id, model.id), REQUEST_FEES.get((provider.id, model.id), {})
+                    )
+                    for model in provider.models
+                ],
+                **({"multipliers": MULTIPLIERS[provider.id]} if provider.id in MULTIPLIERS else {}),
             }
             for provider in sorted(providers, key=lambda p: p.id)
         },
@@ -69,7 +112,7 @@ def build() -> bytes:
     return msgspec.json.format(msgspec.json.encode(catalogue), indent=0).replace(b"\n", b"") + b"\n"
 
 
-def _model(model: Any) -> dict[str, Any]:
+def _model(model: Any, calls: dict[str, str], request_fees: dict[str, str]) -> dict[str, Any]:
     prices = model.prices if isinstance(model.prices, list) else None
     row: dict[str, Any] = {"id": model.id, "match": _match(model.match)}
     if model.name:
@@ -87,9 +130,20 @@ def _model(model: Any) -> dict[str, Any]:
         {"when": variant.when, **_constraint(variant.constraint), "rates": _rates(variant.prices)}
         for variant in model.price_variants or ()
     ]
+    for price in row["prices"]:
+        if "input" in price["rates"]:
+            price["rates"] |= {name: rate for name, rate in calls.items() if name not in price["rates"]}
+    variants += [
+        {"when": {"search_context_size": size}, "rates": {"request": fee}}
+        for size, fee in request_fees.items()
+    ]
     if variants:
         row["variants"] = variants
     return row
+
+
+def _calls(section: str, model: str) -> dict[str, str]:
+    return next((rates for place, start, rates in CALLS if place == section and model.startswith(start)), {})
 
 
 def _match(clause: Any) -> dict[str, Any]:
@@ -119,8 +173,9 @@ def _rates(prices: Any) -> dict[str, Any]:
     for key, price in vars(prices).items():
         if price is None:
             continue
-        if key in PER_THOUSAND:
-            rates[PER_THOUSAND[key]] = format(price * 1000, "f")
+        if key in PER:
+            name, per = PER[key]
+            rates[name] = format(price, "f") + per
         elif hasattr(price, "tiers"):
             rates[DIMENSION_OF.get(key, key)] = {
                 "base": format(price.base, "f"),
@@ -129,6 +184,19 @@ def _rates(prices: Any) -> dict[str, Any]:
         else:
             rates[DIMENSION_OF.get(key, key)] = format(price, "f")
     return dict(sorted(rates.items()))
+
+
+def as_sections(data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """Return a compiled catalogue as the sections of a catalogue file, and in words what it cannot hold."""
+    left_out: list[str] = []
+    sections: dict[str, Any] = msgspec.json.decode(data)["providers"]
+    for name, section in sections.items():
+        for model in section["models"]:
+            for price in (*model["prices"], *model.get("variants", ())):
+                unknown = [dimension for dimension in price["rates"] if dimension not in DIMENSIONS]
+                left_out += [f"{name}/{model['id']}: {dimension}" for dimension in unknown]
+                price["rates"] = {k: rate for k, rate in price["rates"].items() if k in DIMENSIONS}
+    return sections, left_out
 
 
 def main(arguments: list[str]) -> int:

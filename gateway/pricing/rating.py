@@ -1,4 +1,4 @@
-"""Rating: usage x rates -> charge, exactly, one line per dimension.
+"""Rating: usage x rates -> lines, exactly, one line per dimension.
 
 Each unit is charged once, at the most specific rate that applies: a part with a rate of its own is charged
 at it, and the whole's rate takes what is left. So cache writes whose 5-minute / 1-hour split does not add
@@ -11,79 +11,108 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from gateway.core.charge import Charge, Line
+from gateway.core.charge import Charge, Line, NoRate
 from gateway.core.dimensions import DIMENSIONS
 from gateway.core.money import line_pico
 from gateway.core.usage import Usage
-from gateway.pricing.catalogue import Rate, RateCard
+from gateway.pricing.rates import Rate, RateCard
 
 _PARTS: Final[dict[str, tuple[str, ...]]] = {
     name: tuple(d.name for d in DIMENSIONS.values() if d.part_of == name) for name in DIMENSIONS
 }
-_WHOLES: Final = tuple(d.name for d in DIMENSIONS.values() if d.part_of is None and d.side != "request")
+_SHARED: Final[dict[str, tuple[str, ...]]] = {
+    name: tuple(d.name for d in DIMENSIONS.values() if d.also_part_of == name) for name in DIMENSIONS
+}
+_TOKENS: Final = frozenset(d.name for d in DIMENSIONS.values() if d.unit == "token")
+_FREE: Final = frozenset(d.name for d in DIMENSIONS.values() if d.free_without_rate)
+_ORDER: Final = {name: place for place, name in enumerate(DIMENSIONS)}
 
 
-def charge(usage: Usage, card: RateCard, catalog: str) -> Charge | None:
-    """Return the charge, or None if units were used that no rate of the card covers.
+def _whole_of(name: str) -> str:
+    part_of = DIMENSIONS[name].part_of
+    return name if part_of is None else _whole_of(part_of)
 
-    Parts that exceed their whole (real payloads do that) are charged as reported; the whole's rest is then 0.
-    """
-    counts = usage.counts
-    input_units = counts.get("input", 0)
-    lines: list[Line] = []
-    tiered = False
-    for whole in _WHOLES:
-        covered = _charge_tree(whole, counts, card.rates, input_units, lines)
-        if covered < counts.get(whole, 0) and not DIMENSIONS[whole].free_without_rate:
-            return None
-    if not lines and any(counts.values()):
-        return None
-    for rate in card.rates.values():
-        tiered = tiered or bool(rate.tiers)
-    if "request" in card.rates:
-        lines.append(_line("request", 1, card.rates["request"].base))
+
+_WHOLE: Final = {name: _whole_of(name) for name in DIMENSIONS if name != "request"}
+
+
+def charge(usage: Usage, card: RateCard, catalog: str) -> Charge | NoRate:
+    """Return the charge of one model's own usage, or which units no rate of the card covers."""
+    lines = rated(usage.counts, card)
+    if isinstance(lines, NoRate):
+        return lines
     return Charge(
-        lines=tuple(lines),
+        lines=lines,
         price_id=card.price_id,
         catalog=catalog,
-        tier=_tier(card.rates, input_units) if tiered else None,
+        tier=tier_of(card, usage.counts.get("input", 0)),
+        estimated=card.estimated,
+        exchange=card.exchange,
     )
 
 
-def _charge_tree(
-    name: str, counts: Mapping[str, int], rates: Mapping[str, Rate], input_units: int, lines: list[Line]
-) -> int:
-    """Append the lines of a dimension and its parts; return how many of its units they cover."""
-    at = len(lines)
+def rated(
+    counts: Mapping[str, int], card: RateCard, *, model: str | None = None
+) -> tuple[Line, ...] | NoRate:
+    """Return the lines of the counts in registry order, or which units no rate of the card covers.
+
+    Parts that exceed their whole (real payloads do that) are charged as reported; the whole's rest is then 0.
+
+    Args:
+        model: the other model whose tokens these are; a request's own fee is not charged for it.
+    """
+    if card.missing is not None:
+        return NoRate(card.missing)
+    units: dict[str, int] = {}
+    for whole in sorted({_WHOLE[name] for name in counts if name != "request"}, key=_ORDER.__getitem__):
+        if _spread(whole, counts, card.rates, units) < counts.get(whole, 0) and whole not in _FREE:
+            return NoRate(whole)
+    if not units and any(counts.values()):
+        return NoRate("model")
+    if "request" in card.rates and model is None:
+        units["request"] = 1
+    input_units = counts.get("input", 0)
+    multiplied = card.multiplier
+    lines: list[Line] = []
+    for name in sorted(units, key=_ORDER.__getitem__):
+        rate = card.rates[name].at(input_units)
+        multiplier = multiplied if name in _TOKENS else (1, 1)
+        lines.append(
+            Line(
+                dimension=name,
+                units=units[name],
+                rate_atto_per_million=rate,
+                multiplier=multiplier,
+                cost_pico_usd=line_pico(units[name], rate, multiplier),
+                model=model,
+                price_id=None if model is None else card.price_id,
+            )
+        )
+    return tuple(lines)
+
+
+def _spread(name: str, counts: Mapping[str, int], rates: Mapping[str, Rate], units: dict[str, int]) -> int:
+    """Give the units of a dimension and its parts to the rates; return how many of its units they cover."""
     covered = 0
     for part in _PARTS[name]:
         if part in counts:
-            covered += _charge_tree(part, counts, rates, input_units, lines)
-    rate = rates.get(name)
-    units = counts.get(name)
-    if rate is None or units is None:
+            covered += _spread(part, counts, rates, units)
+    count = counts.get(name)
+    if name not in rates or count is None:
         return covered
-    rest = units - covered
+    for part in _SHARED[name]:  # charged in the tree of the first dimension that it is a part of
+        if part in counts and (part in rates or DIMENSIONS[part].part_of in rates):
+            count = max(0, count - counts[part])
+    rest = count - covered
     if rest > 0 or not covered:
-        lines.insert(at, _line(name, max(rest, 0), _in_force(rate, input_units)))
-    return max(units, covered)
+        units[name] = max(rest, 0)
+    return max(count, covered)
 
 
-def _line(dimension: str, units: int, rate: int) -> Line:
-    return Line(
-        dimension=dimension, units=units, rate_atto_per_million=rate, cost_pico_usd=line_pico(units, rate)
-    )
-
-
-def _in_force(rate: Rate, input_units: int) -> int:
-    """Return the rate at this context size: the highest tier below it applies to all units."""
-    price = rate.base
-    for start, tier_price in rate.tiers:
-        if input_units > start:
-            price = tier_price
-    return price
-
-
-def _tier(rates: Mapping[str, Rate], input_units: int) -> str:
-    passed = [start for rate in rates.values() for start, _ in rate.tiers if input_units > start]
+def tier_of(card: RateCard, input_units: int) -> str | None:
+    """Return the name of the context tier that applies, None where no rate of the card has tiers."""
+    starts = [start for rate in card.rates.values() for start, _ in rate.tiers]
+    if not starts:
+        return None
+    passed = [start for start in starts if input_units > start]
     return f">{max(passed)}" if passed else "base"

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.core.charge import Charge
+import msgspec
+
+from gateway.core.charge import Charge, Line
 from gateway.core.dimensions import DIMENSIONS
 from gateway.core.exchange import Attempt, Call, Exchange, Reply
-from gateway.core.money import PICO_PER_USD, pico_to_usd
+from gateway.core.money import PICO_PER_USD, difference_usd, factor_to_text, pico_to_usd, rate_to_usd
 from gateway.core.usage import Usage
 from otel.schema import BillingSpan, Value
 
 CACHE_WRITE_OLDER_NAME: Final = "gen_ai.usage.cache_creation.input_tokens"
 _COUNT_ATTRIBUTE: Final = {name: d.attribute for name, d in DIMENSIONS.items()}
+_RATE_UNITS: Final = {name: 1_000_000 if d.unit == "token" else 1 for name, d in DIMENSIONS.items()}
+_RATE_PER: Final = {name: "/1M" if d.unit == "token" else "/1" for name, d in DIMENSIONS.items()}
 _LINE_ATTRIBUTE: Final = {name: f"billing.cost.{name}_usd" for name in DIMENSIONS}
 
 
@@ -50,7 +54,11 @@ def billing_span(exchange: Exchange, *, cache_write_name: str = "cache_write") -
     if exchange.reply.usage is not None:
         _usage(a, exchange.reply.usage, cache_write_name)
     if exchange.charge is not None:
-        _charge(a, exchange.charge)
+        _charge(a, exchange.charge, exchange.reply.usage)
+    if exchange.missing_rate is not None:
+        a["billing.price.missing"] = exchange.missing_rate
+    if exchange.price_section is not None:
+        a["billing.price.section"] = exchange.price_section
     return BillingSpan(
         trace_id=call.trace_id,
         span_id=call.span_id,
@@ -95,6 +103,7 @@ def _caller(a: dict[str, Value], call: Call) -> None:
 def _attempts(a: dict[str, Value], attempts: tuple[Attempt, ...]) -> None:
     last = attempts[-1]
     a["gen_ai.provider.name"] = last.provider
+    a["billing.target.model"] = last.model
     a["server.address"] = last.host
     a["server.port"] = last.port
     a["billing.providers_tried"] = tuple([attempt.provider for attempt in attempts])
@@ -140,19 +149,70 @@ def _usage(a: dict[str, Value], usage: Usage, cache_write_name: str) -> None:
         a["billing.usage.anomalies"] = usage.anomalies
     if usage.service_tier is not None:
         a["billing.service_tier"] = usage.service_tier
+    if usage.qualifiers:
+        a["billing.usage.qualifiers"] = tuple(
+            [f"{name}={value}" for name, value in sorted(usage.qualifiers.items())]
+        )
+    if usage.others:
+        a["billing.usage.other_models"] = tuple(
+            [msgspec.json.encode(other).decode() for other in usage.others]
+        )
     if usage.reported_cost_usd is not None:
         a["billing.cost.reported_usd"] = usage.reported_cost_usd
 
 
-def _charge(a: dict[str, Value], charge: Charge) -> None:
+def _charge(a: dict[str, Value], charge: Charge, usage: Usage | None) -> None:
     pico = charge.cost_pico_usd
     a["billing.cost.usd"] = pico_to_usd(pico)
     a["billing.cost.currency"] = "USD"
-    a["billing.cost.source"] = "local"
+    a["billing.cost.source"] = "fallback" if charge.estimated else "local"
     a["billing.price.id"] = charge.price_id
     a["billing.price.catalog"] = charge.catalog
     a["gen_ai.usage.cost"] = pico / PICO_PER_USD
     if charge.tier is not None:
         a["billing.price.tier"] = charge.tier
+    if charge.exchange is not None:
+        a["billing.price.exchange"] = charge.exchange
+    if charge.requested_price_id is not None:
+        a["billing.price.requested_id"] = charge.requested_price_id
+    sums: dict[str, int] = {}
     for line in charge.lines:
-        a[_LINE_ATTRIBUTE[line.dimension]] = pico_to_usd(line.cost_pico_usd)
+        name = _LINE_ATTRIBUTE[line.dimension] if line.model is None else "billing.cost.other_models_usd"
+        sums[name] = sums.get(name, 0) + line.cost_pico_usd
+    for adjusted in charge.adjustments:
+        name = f"billing.cost.{adjusted.kind}_usd"
+        sums[name] = sums.get(name, 0) + adjusted.cost_pico_usd
+    for name, amount in sums.items():
+        a[name] = pico_to_usd(amount)
+    if charge.lines:
+        a["billing.cost.lines"] = tuple([_line(line) for line in charge.lines])
+    if charge.adjustments:
+        a["billing.cost.adjustments"] = tuple(
+            [
+                msgspec.json.encode(
+                    {
+                        "id": adjusted.id,
+                        "kind": adjusted.kind,
+                        **({} if adjusted.percent is None else {"percent": adjusted.percent}),
+                        "usd": pico_to_usd(adjusted.cost_pico_usd),
+                    }
+                ).decode()
+                for adjusted in charge.adjustments
+            ]
+        )
+    if usage is not None and usage.reported_cost_usd is not None:
+        a["billing.cost.reported_difference_usd"] = difference_usd(
+            usage.reported_cost_usd, charge.provider_cost_pico_usd
+        )
+
+
+def _line(line: Line) -> str:
+    """Return a line as JSON text; its rate is written as in a catalogue."""
+    rate = rate_to_usd(line.rate_atto_per_million, _RATE_UNITS[line.dimension])
+    text = f'{{"dimension":"{line.dimension}","units":{line.units},"rate":"{rate}{_RATE_PER[line.dimension]}"'
+    if line.multiplier != (1, 1):
+        text += f',"times":"{factor_to_text(line.multiplier)}"'
+    if line.model is not None:
+        text += f',"model":{msgspec.json.encode(line.model).decode()}'
+        text += f',"price":{msgspec.json.encode(line.price_id).decode()}'
+    return f'{text},"usd":"{pico_to_usd(line.cost_pico_usd)}"}}'

@@ -9,9 +9,12 @@ from fractions import Fraction
 
 import pytest
 
+from gateway.core.charge import Charge, NoRate
 from gateway.core.money import PICO_PER_USD, pico_to_usd
 from gateway.core.usage import COUNT_MAX, Usage
-from gateway.pricing.catalogue import Catalogue, CatalogueError, RateCard, packaged_rates
+from gateway.pricing.catalogue import Catalogue, CatalogueError, nothing_shipped, packaged_rates
+from gateway.pricing.own import parse_catalogue
+from gateway.pricing.rates import RateCard
 from gateway.pricing.rating import charge
 from tests.fuzz.mutation import INPUTS, fuzz, mutated
 
@@ -28,9 +31,11 @@ def assert_exact(card: RateCard, rated: dict[str, Fraction], chance: random.Rand
     counts = {"input": chance.choice([0, 1, 7, 10**6, COUNT_MAX]), "output": chance.randrange(COUNT_MAX)}
     found = charge(Usage(counts=counts), card, "c")
     if not set(rated) >= {"input", "output"}:
-        assert found is None or all(line.units == 0 or line.dimension in rated for line in found.lines)
+        assert isinstance(found, NoRate) or all(
+            line.units == 0 or line.dimension in rated for line in found.lines
+        )
         return
-    assert found is not None
+    assert not isinstance(found, NoRate)
     assert found.cost_pico_usd >= 0
     assert Fraction(pico_to_usd(found.cost_pico_usd)) * PICO_PER_USD == found.cost_pico_usd
     assert found.cost_pico_usd / PICO_PER_USD < float("inf")
@@ -109,7 +114,7 @@ def test_no_catalogue_is_taken_that_could_not_price_a_reply() -> None:
                     continue
                 priced += 1
                 found = charge(Usage(counts={"input": COUNT_MAX, "output": 1, "cache_read": 5}), card, "c")
-                assert found is None or found.cost_pico_usd >= 0
+                assert isinstance(found, NoRate) or found.cost_pico_usd >= 0
                 assert all(rate.base >= 0 for rate in card.rates.values())
 
     assert fuzz(check) >= INPUTS
@@ -125,3 +130,72 @@ def test_a_catalogue_that_pays_its_users_is_refused(amount: str) -> None:
 
 def test_the_packaged_catalogue_is_taken() -> None:
     assert Catalogue(packaged_rates()).card("openai", "openai", "gpt-4o", 1_790_000_000) is not None
+
+
+OWN_YAML = b"""
+format: spanbill-prices/1
+providers:
+  p:
+    models:
+      - id: m
+        prices:
+          - {from: 2026-10-01, until: 2026-11-01, rates: {input: 1.25, output: 5/1k}}
+          - from_time: '16:30:00'
+            to_time: '00:30:00'
+            rates: {input: {base: 1, tiers: [[9, 2]]}, output: 1}
+        variants:
+          - {when: {service_tier: flex}, multiply: 0.5}
+    multipliers: []
+"""
+OWN_JSON = json.dumps(
+    {
+        "format": "spanbill-prices/1",
+        "providers": {
+            "p": {
+                "models": [
+                    {
+                        "id": "m",
+                        "match": {"starts_with": "m"},
+                        "prices": [
+                            {"id": "x", "rates": {"input": 1.5, "output": "2 sat/1k", "request": "0.1"}}
+                        ],
+                    }
+                ]
+            }
+        },
+    }
+).encode()
+OWN_TOKENS = [
+    b"*a", b"&a ", b"[*a]", b"!!python/object:os.system", b"!!binary x", b"{{", b"? ", b"- ", b": ", b"\t",
+    b"~", b".inf", b".nan", b"1e999999999", b"0x1F", b"190:20:30", b"2026-13-01", b"'", b'"', b"<<: ",
+    b"null", b"true", b"-1", b"\xff", b"\x00", b"rates", b"multiply", b"when", b"tiers",
+    b"[[1]]", b"{base: 1}", b"id: m", b"9" * 50, b"sat", b"/7", b"#",
+]  # fmt: skip
+
+
+def test_no_file_of_an_operator_is_taken_that_could_not_price_a_reply() -> None:
+    taken = priced = 0
+    exchange = {"sat": Decimal("0.00065")}
+
+    def check(chance: random.Random) -> None:
+        nonlocal taken, priced
+        data = mutated(chance, [OWN_YAML, OWN_JSON], OWN_TOKENS)
+        try:
+            own = parse_catalogue(data, "prices.yaml", exchange)
+        except CatalogueError as refusal:
+            assert str(refusal).startswith("prices.yaml: ")  # noqa: PT017  # the message is the promise
+            return
+        taken += 1
+        catalogue = Catalogue(nothing_shipped(), own=own, exchange=exchange)
+        for at_unix_s in (0, 1_790_900_000, 1_795_250_000):
+            for context in ((), (("service_tier", "flex"),)):
+                card = catalogue.card("p", "p", "m", at_unix_s, context)
+                if card is None:
+                    continue
+                found = charge(Usage(counts={"input": COUNT_MAX, "output": 1}), card, "c")
+                assert isinstance(found, NoRate) or found.cost_pico_usd >= 0
+                priced += isinstance(found, Charge)
+
+    assert fuzz(check) >= INPUTS
+    assert taken > INPUTS / 20
+    assert priced > INPUTS / 20

@@ -860,7 +860,7 @@ async def one_boot(folder: Path, boot: str, chance: random.Random, files: FlakyF
     """Serve on a bad disk, then die; return the number after the last one used."""
     found = scan(folder, files)
     now = itertools.count(NOON_NS, 10**9)
-    book = Book(folder, boot, files=files, bytes_max=9_000, now_ns=lambda: next(now))
+    book = Book(folder, boot, files=files, bytes_max=10_000, now_ns=lambda: next(now))
     for _ in range(50):
         try:
             book.writer.open(found.heads)

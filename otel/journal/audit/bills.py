@@ -14,8 +14,10 @@ import msgspec
 
 STATUSES: Final = ("final", "estimated", "unpriced", "unmetered")
 PICO_PER_USD: Final = 10**12
-NO_LINES: Final = frozenset({"billing.cost.reported_usd"})
+NO_LINES: Final = frozenset({"billing.cost.reported_usd", "billing.cost.reported_difference_usd"})
 """Amounts of the `billing.cost.*_usd` form that are no line of the bill: the provider's own figure."""
+DISCOUNT: Final = "billing.cost.discount_usd"
+"""The only line that is below zero."""
 INT64_MAX: Final = 2**63 - 1
 
 _AMOUNT: Final = re.compile(r"(0|[1-9][0-9]{0,29})(?:\.([0-9]{1,12}))?", re.ASCII)
@@ -188,11 +190,12 @@ def _cost(values: dict[str, Any], problems: list[Problem]) -> int | None:
     for name, value in values.items():
         if not name.startswith("billing.cost.") or not name.endswith("_usd") or name in NO_LINES:
             continue
-        line = pico_of(value)
+        taken = name == DISCOUNT and isinstance(value, str) and value.startswith("-")
+        line = pico_of(value[1:] if taken else value)
         if line is None:
             problems.append(("amount", f"{name} = {value!r} is no exact amount"))
             continue
-        total += line
+        total += -line if taken else line
         lines += 1
     stated = values.get("billing.cost.usd")
     double = values.get("gen_ai.usage.cost")
