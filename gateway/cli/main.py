@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gateway import __version__
+from gateway.cli.prices import app as prices
 from gateway.cli.serve import serve_forever
 from gateway.cli.verify import verify_journal
 from gateway.settings import Settings, SettingsError, load_settings
@@ -21,6 +22,7 @@ from otel.journal.audit import Logs
 EX_CONFIG = 78
 
 app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, help=__doc__.splitlines()[0])
+app.add_typer(prices, name="prices")
 
 
 def main() -> None:
