@@ -281,7 +281,28 @@ def memory() -> dict[str, float]:
     return {"idle_mib": idle, "open_mib": peak, "kib_per_stream": (peak - idle) * 1024 / OPEN_STREAMS}
 
 
-def show(rows: list[dict[str, Any]], waits: list[dict[str, Any]], held: dict[str, float]) -> None:
+def rate_cards() -> dict[str, dict[str, float]]:
+    """Return what pricing a request costs, ours and the genai-prices library's own runtime: us and MiB."""
+    return {
+        who: json.loads(
+            subprocess.run(
+                [sys.executable, str(ROOT / "benchmarks" / "rate_card.py"), who],
+                preexec_fn=lambda: os.sched_setaffinity(0, GATEWAY_CORE),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for who in ("ours", "library")
+    }
+
+
+def show(
+    rows: list[dict[str, Any]],
+    waits: list[dict[str, Any]],
+    held: dict[str, float],
+    cards: dict[str, dict[str, float]],
+) -> None:
     direct, proxy = rows[0], rows[1]
     table = Table(title=f"one core each, {CONNECTIONS} connections; latency added at {RATE}/s; medians")
     for column in (
@@ -320,6 +341,11 @@ def show(rows: list[dict[str, Any]], waits: list[dict[str, Any]], held: dict[str
         f"memory: {held['idle_mib']:.0f} MiB idle, {held['open_mib']:.0f} MiB with {OPEN_STREAMS} open "
         f"streams ({held['kib_per_stream']:.0f} KiB each); every answer had its bill in the journal"
     )
+    card, library = cards["ours"], cards["library"]
+    console.print(
+        f"rate card: {card['us']:.1f} µs a request and {card['mib']:.1f} MiB a worker "
+        f"(genai-prices' own runtime: {library['us']:.0f} µs and {library['mib']:.0f} MiB)"
+    )
 
 
 def main() -> None:
@@ -331,9 +357,12 @@ def main() -> None:
     rows = measure(*((0.7, 1) if options.quick else (3.0, 3)))
     waits = holds(0.7 if options.quick else 3.0)
     held = memory()
-    show(rows, waits, held)
+    cards = rate_cards()
+    show(rows, waits, held, cards)
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "holds": waits, "memory": held}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({"rows": rows, "holds": waits, "memory": held, "rate_cards": cards}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":
