@@ -21,7 +21,7 @@ from otel.journal.segments import mark_path
 
 RECOVERING: Final = "recovering"
 NAME_BYTES_MAX: Final = 256
-WRITER: Final = re.compile(rb"[0-9a-z]{1,64}-[0-9]{1,9}")
+WRITER: Final = re.compile(rb"[0-9a-z]{1,16}-[0-9]{1,4}")
 
 
 class Lock:
