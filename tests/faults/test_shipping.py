@@ -266,9 +266,11 @@ def test_a_redirect_is_not_followed(journal: Path) -> None:
         Collector(always=status(308, location=f"{elsewhere.url}/v1/traces")) as wrong,
     ):
         sender = shipper(journal, wrong.url)
-        for _ in range(3):
+        for _ in range(20):  # on a busy machine a try can end by its timeout
             assert sender.step() > 0
-        assert wrong.fired == {"status 308": 3}, "the fault did not fire"
+            if wrong.fired["status 308"] >= 3:
+                break
+        assert wrong.fired["status 308"] >= 3, "the fault did not fire"
         assert elsewhere.requests == 0
         assert sender.stats.last_error == "HTTP 308"
         wrong.always = None

@@ -22,7 +22,6 @@ def breaches(world: World) -> list[str]:
     """Return what is wrong, in words; empty if nothing is."""
     ledger = world.ledger
     world.disk.begin_life(None)
-    dropped = bytes(world.disk.dropped)
     bills, intents, found = _read(world)
     found += ledger.broken
     found += [f"{writer}: its mark said more than was durable" for writer in world.disk.overrun]
@@ -31,7 +30,7 @@ def breaches(world: World) -> list[str]:
     for request_id, lines in bills.items():
         if len(set(lines)) > 1:
             found.append(f"{request_id}: {len(set(lines))} different bills")
-        if request_id not in intents and request_id not in ledger.lost_power_after:
+        if request_id not in intents and not _may_be_lost(world, request_id):
             found.append(f"{request_id}: a bill without its intent")
     for request_id in set(intents) - set(bills):
         found.append(f"{request_id}: an intent without its bill")
@@ -40,8 +39,7 @@ def breaches(world: World) -> list[str]:
             found.append(f"{request_id}: the provider was called {calls} times")
         if request_id not in bills:
             # A power loss may take an intent that was not durable yet: then nothing was released.
-            may_be_lost = request_id in ledger.lost_power_after or b'"%b"' % request_id.encode() in dropped
-            if ledger.released[request_id] or not may_be_lost:
+            if ledger.released[request_id] or not _may_be_lost(world, request_id):
                 found.append(f"{request_id}: called, and no bill")
             continue
         found += _against_caller(world, request_id, _bill(bills[request_id][0]))
@@ -50,6 +48,11 @@ def breaches(world: World) -> list[str]:
     if len(left) > 1:
         found.append(f"writers that nobody retired: {left}")
     return found + _verified(world)
+
+
+def _may_be_lost(world: World, request_id: str) -> bool:
+    """Say whether a power loss could take its intent, or took it from a request that called nobody."""
+    return request_id in world.ledger.lost_power_after or b'"%b"' % request_id.encode() in world.disk.dropped
 
 
 def _verified(world: World) -> list[str]:
