@@ -253,7 +253,8 @@ def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Sh
     except OSError as fault:
         raise SettingsError(f"OTEL_EXPORTER_OTLP_CERTIFICATE cannot be used: {fault}") from fault
     directory = settings.journal.directory
-    cursor = Cursor(directory / "cursors" / f"{SHIPPER}.json", files)
+    with starting(directory):
+        cursor = Cursor(directory / "cursors" / f"{SHIPPER}.json", files)
     return Shipper(
         Reader(directory, cursor, files),
         cursor,

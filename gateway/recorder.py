@@ -38,6 +38,7 @@ ADVICE: Final = {
     errno.EPERM: "let the user that runs the gateway read and write it",
     errno.EEXIST: "move away the file that stands there",
     errno.ENOTDIR: "move away the file that stands there",
+    errno.EISDIR: "move away the folder that stands there",
     errno.EROFS: "mount its file system for writing",
     errno.ENOSPC: "free some of the disk's space",
     errno.EDQUOT: "free some of the user's quota",

@@ -83,6 +83,7 @@ def _supervise(settings: Settings, demo: Demo | None) -> str | None:
         return _serve(settings, demo, Post(Worker(number=number, board=board), listeners, wire))
 
     def begun() -> None:
+        log.info("serving", extra={"workers": server.workers, "address": f"{server.host}:{server.port}"})
         if demo:
             _greet(settings, demo[0])
 
@@ -105,13 +106,14 @@ def _serve(settings: Settings, demo: Demo | None, post: Post | None = None) -> s
     """
     worker = None if post is None else post.worker
     lines = LineWriter(worker=None if worker is None else worker.number)
+    configure(settings.logging.level, lines)  # what is found on the way in is told like all else
     try:
         app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines, worker=worker)
     except (SettingsError, CannotStartError) as fault:
+        lines.close()
         return str(fault)
     if demo and post is None:
         _greet(settings, demo[0])
-    configure(settings.logging.level, lines)
     config = uvicorn.Config(
         app,
         host=settings.server.host,
@@ -246,19 +248,36 @@ def _bounds(settings: Settings) -> FrontBounds:
 
 
 def _demo_key(settings: Settings) -> Demo | None:
-    """Return the demo key if no key is configured at all; kept beside the journal, for its owner only."""
+    """Return the demo key if no key is configured at all; kept beside the journal, for its owner only.
+
+    Raises:
+        CannotStartError: its file is there, and holds none.
+        OSError: its file cannot be written or read.
+    """
     if not settings.demo or configured_keys(settings, os.environ):
         return None
     path: Path = settings.journal.directory / "demo-key"
-    if path.exists():
-        key = path.read_text(encoding="ascii").strip()
-    else:
-        key = f"sk-demo-{secrets.token_hex(16)}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w", encoding="ascii") as file:
-            file.write(key + "\n")
     identity = Identity(key_id="demo", user_id=DEMO_USER, user_name="Demo", source="key")
-    return key, KeyEntry(key, identity)
+    if not path.exists():
+        _make_demo_key(path)
+    try:
+        key = path.read_text(encoding="ascii").strip()
+        return key, KeyEntry(key, identity)
+    except ValueError as fault:  # so is the error of a text that is not ASCII
+        raise CannotStartError(
+            f"{path} holds no key that can be used; remove it, and a new one is made, or configure keys"
+        ) from fault
+
+
+def _make_demo_key(path: Path) -> None:
+    """Write a new key, whole or not at all: a full disk must not leave an empty file for the next start."""
+    new = path.with_suffix(".new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(f"sk-demo-{secrets.token_hex(16)}\n")
+        file.flush()
+        os.fsync(fd)
+    os.replace(new, path)
 
 
 def _greet(settings: Settings, key: str) -> None:

@@ -123,7 +123,7 @@ class Cursor:
         except (OSError, ValueError):
             aside = self._path.with_suffix(".unreadable")
             log.error(
-                "the cursor cannot be read; starting over",
+                "the cursor cannot be read and is set aside; all bills in the folder are delivered once more",
                 extra={"cursor": str(self._path), "aside": str(aside)},
             )
             self._files.rename(self._path, aside)

@@ -47,7 +47,12 @@ for folder in sys.stdin.read().splitlines():
 for pid, folder in children.items():
     print(os.path.basename(folder), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "SPANBILL_API_KEYS": "a=sk-b-0001"}
+ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "PYTHONPATH": str(ROOT),
+    "SPANBILL_API_KEYS": "a=sk-b-0001",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+}
 TIMEOUT_S = 120
 
 
@@ -94,6 +99,15 @@ def a_file_for_marks(folder: Path, dead: Path) -> None:
     (folder / "data" / "journal" / "writers").write_text("a file")
 
 
+def a_file_for_cursors(folder: Path, dead: Path) -> None:
+    (folder / "data" / "journal").mkdir(parents=True)
+    (folder / "data" / "journal" / "cursors").write_text("a file")
+
+
+def a_folder_for_the_turn(folder: Path, dead: Path) -> None:
+    (folder / "data" / "journal" / "recovering").mkdir(parents=True)
+
+
 def a_segment_not_to_be_read(folder: Path, dead: Path) -> None:
     shutil.copytree(dead / "data", folder / "data")
     (segment,) = folder.glob("data/journal/[0-9]*-*/*.jsonl")
@@ -126,6 +140,8 @@ SPOILT: list[tuple[Callable[[Path, Path], None], str]] = [
     (a_file_instead, IN_THE_WAY),
     (marks_not_to_be_written, DENIED),
     (a_file_for_marks, IN_THE_WAY),
+    (a_file_for_cursors, IN_THE_WAY),
+    (a_folder_for_the_turn, "move away the folder"),
     (a_segment_not_to_be_read, DENIED),
     (a_mark_not_to_be_read, DENIED),
     (a_day_not_to_be_written, DENIED),
