@@ -323,6 +323,25 @@ async def test_an_unreachable_provider_is_billed_once_as_free() -> None:
     assert (bill.outcome, bill.status) == ("upstream_unreachable", "final")
 
 
+@pytest.mark.parametrize("fault", ["unreachable", "cut"])
+async def test_what_went_wrong_is_told_only_after_its_bill_is_durable(fault: str) -> None:
+    def broken() -> World:
+        world = World(cut())
+        world.unreachable = cut() if fault == "unreachable" else None
+        return world
+
+    world = broken()
+    with pytest.raises(UpstreamError):
+        await world.serving().serve()
+    assert world.events[:4] == ["intent", "call", "bill", "durable 2"]
+    world = broken()
+    world.refuse_durable = True
+    with pytest.raises(GatewayFault, match="bad disk"):
+        await world.serving().serve()
+    assert len(world.bills) == 1
+    assert world.sent == b""
+
+
 async def test_a_timeout_after_sending_is_not_called_free() -> None:
     world = World()
     world.unreachable = UpstreamError("upstream_timeout", "late", status=504, retryable=True, sent=True)
