@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from gateway.core.exchange import Call, Exchange, Identity
-from gateway.recorder import JournalRecorder
+from gateway.recorder import JournalRecorder, write_bills
 from gateway.siblings import LOOK_S, Siblings
 from otel.journal import JournalUnavailable, JournalWriter
 from otel.journal.audit import audit_folder
 from otel.journal.files import Files
 from otel.journal.lines import Damage, kind_of, lines_in, parse
-from otel.journal.recovery import dead_writers
+from otel.journal.recovery import dead_writers, scan
 from otel.journal.segments import segments_in
 from otel.journal.turn import turn_to_recover
 from tests.faults.killing import real_prices
@@ -249,6 +249,49 @@ async def test_a_recovery_that_is_broken_off_is_finished_by_another_and_bills_on
     assert await other.siblings.look() == 1, "the one that died second had one of its own"
     assert set(bills(tmp_path).values()) == {1}
     assert sum(bills(tmp_path).values()) == 6
+    other.die()
+
+
+async def test_a_start_that_ends_in_its_recovery_is_a_dead_writer_before_anybody_reads_it(
+    tmp_path: Path,
+) -> None:
+    """The same for a worker that begins: it gives up the lock before its mark."""
+    dead, files = Process(tmp_path, 1), BrokenFiles()
+    dead.writer.open()
+    await dead.admit(2)
+    dead.die()
+    beginning, other = Process(tmp_path, 2, files), Process(tmp_path, 3)
+    other.writer.open()
+    files.failing = {"retire"}
+    with pytest.raises(OSError, match="planned"):
+        await beginning.siblings.start()
+    assert files.failed["retire"] == 1
+    assert await other.siblings.look() == 0, "what it wrote is not a dead writer's yet"
+    beginning.die()
+    assert await other.siblings.look() == 0, "all was billed"
+    assert dead_writers(tmp_path, Files()) == ()
+    assert list(bills(tmp_path).values()) == [1, 1]
+    other.die()
+
+
+async def test_a_recovery_that_died_behind_a_new_segment_is_found_whole(tmp_path: Path) -> None:
+    """Its newest header sends a recovery back to where it began: else bills of it are written twice."""
+    dead = Process(tmp_path, 1)
+    dead.writer.open()
+    await dead.admit(5)
+    dead.die()
+    dying, other = Process(tmp_path, 2), Process(tmp_path, 3)
+    dying.writer.open()
+    found = scan(tmp_path, Files())
+    assert len(found.open_intents) == 5
+    await write_bills(found, dying.writer, dying.recorder, PRICES, lambda exchange, status: None)
+    dying.writer.take_over({})  # any new segment
+    assert len(segments_in(tmp_path, Files(), dying.writer.name)) == 2
+    dying.die()
+    other.writer.open()
+    assert await other.siblings.look() == 0, "all were billed"
+    assert dead_writers(tmp_path, Files()) == ()
+    assert list(bills(tmp_path).values()) == [1] * 5
     other.die()
 
 

@@ -156,6 +156,23 @@ async def test_what_lacks_at_a_writers_end_was_lost_only_if_it_was_never_promise
     assert [intent.record_id for intent in found.open_intents] == ["r1", "r3"]
 
 
+async def test_a_copy_of_older_progress_does_not_take_the_newer_ones_place(tmp_path: Path) -> None:
+    """After a failed sync records are written again; a kill within that leaves only the first of them."""
+    stepped = Stepped(tmp_path, Files(), bytes_max=1100)
+    stepped.writer.open()
+    stepped.writer.append("I", "r", "{}")
+    stepped.writer.append("P", "r", '{"n":1}')
+    stepped.writer.append("P", "r", '{"n":2}')
+    stepped.writer.append("I", "s", json.dumps({"pad": "x" * 500}))
+    stepped.writer.close()
+    first, second = segments_in(tmp_path, Files())
+    lines = first.read_bytes().splitlines(keepends=True)
+    assert [parse(line.rstrip()).k for line in lines] == ["H", "I", "P", "P"]
+    second.write_bytes(second.read_bytes().splitlines(keepends=True)[0] + lines[2])
+    (found,) = scan(tmp_path, Files()).open_intents
+    assert (found.record_id, found.progress) == ("r", b'{"n":2}')
+
+
 @pytest.mark.parametrize(("mark", "head"), [(0, 1), (EVERYTHING, 2)])
 async def test_a_promised_record_that_is_damaged_at_the_end_is_counted(
     tmp_path: Path, mark: int, head: int
