@@ -370,9 +370,15 @@ async def _emptied(gate: Gate) -> None:
 
 
 async def _tend(writer: JournalWriter) -> None:
+    refused = False
     while True:  # ends with the gateway
         await asyncio.sleep(TEND_S)
         writer.tend()
+        if writer.fault is not None and not refused:
+            log.error("bills cannot be written; new requests are refused", extra={"why": writer.fault})
+        elif writer.fault is None and refused:
+            log.warning("bills can be written again; requests are served")
+        refused = writer.fault is not None
 
 
 async def _publish(shared: SharedMetrics) -> None:

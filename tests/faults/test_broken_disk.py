@@ -388,7 +388,9 @@ async def test_where_no_more_space_can_be_set_aside_open_streams_still_end(
     world.check()
 
 
-async def test_below_the_watermark_nothing_is_admitted_and_above_it_everything_is(tmp_path: Path) -> None:
+async def test_below_the_watermark_nothing_is_admitted_and_above_it_everything_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with living(tmp_path, min_free_bytes=1_000_000) as world:
         await world.serve("messages")
         world.files.free = 999_999
@@ -399,6 +401,15 @@ async def test_below_the_watermark_nothing_is_admitted_and_above_it_everything_i
         world.files.free = 1_000_000
         await world.becomes(ready=True)
         await world.serve("chat_completions")
+        for _ in range(round(RESUME_S / LOOK_S)):
+            if len(told := [record for record in caplog.records if record.name == "spanbill.app"]) == 2:
+                break
+            await asyncio.sleep(LOOK_S)
+        assert [record.getMessage().partition(";")[0] for record in told] == [
+            "bills cannot be written",
+            "bills can be written again",
+        ]
+        assert vars(told[0])["why"] == "only 999999 bytes of the disk are free; 1000000 must be"
     world.check()
 
 

@@ -56,6 +56,23 @@ def living(folder: Path, writer: str, mark: int) -> Iterator[None]:
         os.close(fd)
 
 
+def test_what_a_dead_writer_left_is_durable_before_it_is_delivered(tmp_path: Path) -> None:
+    """Else a power loss leaves a Collector with bills that the journal lacks."""
+    synced: list[Path] = []
+
+    class Noting(Files):
+        def sync_file(self, path: Path) -> None:
+            synced.append(path)
+
+    dead = segment(tmp_path, "2026-01-01", A, 1, 1, [1])
+    living_one = segment(tmp_path, "2026-01-01", B, 1, 1, [2])
+    with living(tmp_path, B, mark_of(1, living_one.stat().st_size)):
+        batches = Reader(tmp_path, Cursor(tmp_path / "cursor.json"), Noting()).batches(100, 1 << 20)
+        assert next(batches).writer == A
+        assert synced == [dead], "a living writer's mark says what is durable"
+        assert [batch.writer for batch in batches] == [B]
+
+
 def test_segments_are_in_the_order_of_their_numbers_though_a_clock_was_set_back(tmp_path: Path) -> None:
     segment(tmp_path, "2026-01-02", A, 1, 1, [1, 2])
     segment(tmp_path, "2026-01-02", A, 2, 3, [3])
