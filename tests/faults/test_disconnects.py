@@ -115,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def lean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A gateway without a tokenizer, which an estimate elsewhere would have loaded while memory is measured."""
+    """A gateway without a tokenizer, which an estimate would have loaded while memory is measured."""
     with served(tmp_path_factory.mktemp("lean"), estimates={"tokenizer": "none"}) as world:
         yield world
 

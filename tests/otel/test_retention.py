@@ -26,6 +26,7 @@ from otel.journal.recovery import scan
 from otel.journal.removal import Remover, Retention
 from otel.journal.retention import Folder, Policy, Segment, Writer, plan
 from otel.journal.segments import mark_path, segment_path
+from otel.journal.turn import Lock
 from otel.shipper import Endpoint, Shipper
 from tests.journals import (
     DAY_NS,
@@ -86,9 +87,16 @@ def remover(
     files: Files | None = None,
     now_ns: int = LATER_NS,
     consumers: frozenset[str] = frozenset({"otlp"}),
+    lead: Lock | None = None,
 ) -> Remover:
     return Remover(
-        folder, retention, consumers=consumers, now_ns=lambda: now_ns, files=files, pause=lambda: None
+        folder,
+        retention,
+        consumers=consumers,
+        lead=lead,
+        now_ns=lambda: now_ns,
+        files=files,
+        pause=lambda: None,
     )
 
 
@@ -518,6 +526,47 @@ def test_a_thread_removes_by_itself_and_ends_when_told(folder: Path) -> None:
     assert wait_until(lambda: removed.removed == 11, 60, 0.01)
     removed.stop(60)
     assert not [thread for thread in threading.enumerate() if thread.name == "retention"]
+
+
+class TakenLead(Lock):
+    """The lock of the one that removes, which another worker has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked = threading.Event()
+
+    def take(self) -> bool:
+        self.asked.set()
+        return False
+
+
+def test_of_several_workers_only_the_one_with_the_lead_removes(folder: Path) -> None:
+    ship(folder)
+    lead = TakenLead(folder / "removing")
+    idle = remover(folder, lead=lead)
+    idle.start()
+    assert lead.asked.wait(60)
+    idle.stop(60)
+    assert idle.removed == 0
+    assert remover(folder, lead=Lock(folder / "removing")).run() > 0, "there was something to remove"
+
+
+def test_a_cursor_is_durable_before_anything_goes_on_its_word(folder: Path) -> None:
+    """A power loss must not take a cursor back behind what was removed."""
+    ship(folder)
+    done: list[str] = []
+
+    class Noting(Files):
+        def sync_directory(self, path: Path) -> None:
+            done.append(path.name)
+            super().sync_directory(path)
+
+        def remove(self, path: Path) -> None:
+            done.append("removed")
+            super().remove(path)
+
+    assert remover(folder, files=Noting()).run() > 0
+    assert "cursors" in done[: done.index("removed")]
 
 
 def test_the_command_verifies_a_folder_after_retention(folder: Path) -> None:

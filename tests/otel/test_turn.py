@@ -135,3 +135,21 @@ def test_a_folder_whose_gateway_was_killed_is_held_by_its_workers_and_that_is_sa
         (tmp_path / "lock").write_text("nobody\n")
         with pytest.raises(JournalLocked, match="process id nobody; stop it"), locked(tmp_path):
             pass
+
+
+def test_a_mark_is_locked_before_anybody_can_see_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a sibling that looks in between takes a writer that begins for a dead one."""
+    seen: list[str] = []
+    rename = os.rename
+
+    def watched(old: Path, new: Path) -> None:
+        with old.open("rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        seen.append(new.name)
+        rename(old, new)
+
+    monkeypatch.setattr("otel.journal.files.os.rename", watched)
+    os.close(mark(tmp_path, "a-1"))
+    assert seen == ["a-1"]
