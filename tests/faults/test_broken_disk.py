@@ -494,3 +494,34 @@ async def test_a_start_on_a_broken_disk_says_so_in_one_line(
     assert world.app.start_fault.startswith(f"the journal's folder {tmp_path} cannot be used: E")
     assert world.app.start_fault.endswith("or give the gateway another folder (journal.directory)")
     assert world.files.fired
+
+
+async def test_a_request_that_is_told_to_stop_is_billed_before_the_journal_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection to the provider takes some turns of the loop to go; the lifespan's end takes fewer."""
+    reached, gone = asyncio.Event(), asyncio.Event()
+
+    async def lingering(*_: Any) -> Stream:
+        world.provider.calls += 1
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _turn in range(200):
+                await asyncio.sleep(0)
+            gone.set()
+        raise AssertionError
+
+    async with living(tmp_path) as world:
+        await world.serve("messages")
+        monkeypatch.setattr(world.provider, "send", lingering)
+        asked = world.ask("chat_completions")
+        await reached.wait()
+        asked.task.cancel()
+        await asyncio.sleep(0)
+        assert not gone.is_set()
+    assert gone.is_set()
+    world.check()
+    with pytest.raises(asyncio.CancelledError):
+        await asked.task
