@@ -2,6 +2,7 @@
 
     <directory>/lock                                 held by the gateway that owns the folder
     <directory>/recovering                           held by the one writer that recovers dead ones
+    <directory>/removing                             held by the one process that removes old segments
     <directory>/writers/<boot>-<worker>              a mark for each writer that is not yet retired
     <directory>/2026-11-21/<boot>-<worker>-<n>.jsonl
     <directory>/removed.jsonl                        what retention took away, and what it held
