@@ -9,7 +9,7 @@ import sys
 from tests.gateway_process import ROOT
 
 SUPERVISE = """
-import os, signal, time
+import os, signal, socket, time
 from gateway.cli import supervisor
 from gateway.logs import DirectLines, configure
 
@@ -22,7 +22,8 @@ def work(number, wire):
 configure("info", DirectLines())
 supervisor.STRAGGLER_S = 0.2
 stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-print(supervisor.Supervisor(work, 1, [], 0.0, stop).run())
+listener = socket.create_server(("127.0.0.1", 0))
+print(supervisor.Supervisor(work, 1, [listener], 0.0, stop).run(), listener.fileno())
 """
 
 
@@ -33,4 +34,4 @@ def test_a_worker_that_does_not_end_is_killed() -> None:
     *lines, fault = done.stdout.splitlines()
     told = [json.loads(line)["message"] for line in lines]
     assert told == ["a worker serves", "stopping", "a worker does not end and is killed"]
-    assert fault == "None"
+    assert fault == "None -1", "nobody may wait in the queue of a listener that nobody serves"
