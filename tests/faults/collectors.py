@@ -17,6 +17,8 @@ from tests.gateway_process import attributes, spans_in
 
 ENDLESS_BYTES_MAX = 64 * 1024 * 1024
 """An answer without end ends here; whoever reads so far has read too much."""
+IDLE_S = 30.0
+"""How long is waited for requests in hand; each of them ends soon after its shipper has given up."""
 DRIPS_MAX = 400
 DRIP_S = 0.02
 
@@ -81,7 +83,9 @@ class Collector:
         self.taken: defaultdict[str, list[bytes]] = defaultdict(list)
         self.order: list[str] = []
         self.unsaid: set[str] = set()
-        self.fired: Counter[str] = Counter()
+        self.fired_yet: Counter[str] = Counter()
+        self._in_hand = 0
+        self._idle = threading.Condition()
         self.requests = 0
         self._lock = threading.Lock()
         handler = type("Handler", (Request,), {"collector": self})
@@ -106,15 +110,35 @@ class Collector:
         self._server.server_close()
         self._thread.join()
 
+    @property
+    def fired(self) -> Counter[str]:
+        """How often each fault has fired; one is counted when its request ends, perhaps after its answer."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._in_hand == 0, IDLE_S)
+            return Counter(self.fired_yet)
+
     def meet(self, request: Request) -> None:
+        with self._idle:
+            self._in_hand += 1
+        fired = ""
+        try:
+            fired = self._meet(request)
+        finally:
+            with self._idle:
+                self._in_hand -= 1
+                self.fired_yet.update([fired] if fired else [])
+                self._idle.notify_all()
+
+    def _meet(self, request: Request) -> str:
+        """Return the fault that fired, if one did."""
         with self._lock:
             self.requests += 1
             fault = self.script.popleft() if self.script else self.always
         if fault is None:
             self.take(request.spans)
             request.answer(200)
-        elif fault(self, request):
-            self.fired[fault.__name__] += 1
+            return ""
+        return fault.__name__ if fault(self, request) else ""
 
     def take(self, spans: list[bytes], *, said: bool = True) -> None:
         with self._lock:

@@ -113,7 +113,7 @@ def test_a_gateway_killed_while_it_ships_loses_nothing_and_repeats_one_batch_at_
             reached = kill * 4
             assert wait_until(lambda: collector.requests == reached, SETTLE_S, 0.01)  # noqa: B023  # used at once
             shipped.kill()
-        assert wait_until(lambda: collector.fired[moment.__name__] == kills, SETTLE_S, 0.01), "no fault"
+        assert wait_until(lambda: collector.fired_yet[moment.__name__] == kills, SETTLE_S, 0.01), "no fault"
         shipped.start()
         assert wait_until(lambda: passed(shipped.journal), SETTLE_S, 0.05), shipped.log()
         assert shipped.stop() == 0
@@ -129,7 +129,7 @@ def test_answers_lost_beside_traffic_leave_one_bill_each(tmp_path: Path) -> None
     with Collector(takes_and_closes, takes_and_closes) as collector:
         with gateway(tmp_path, collector.url) as shipped:
             asyncio.run(ask(shipped.port, connections=4, pause_s=0.01, until=after(1.0)))
-            assert wait_until(lambda: collector.fired["takes_and_closes"] == 2, SETTLE_S), "no fault"
+            assert wait_until(lambda: collector.fired_yet["takes_and_closes"] == 2, SETTLE_S), "no fault"
             assert shipped.stop() == 0
         log = tmp_path / "collector.jsonl"
         raws = [raw for copies in collector.taken.values() for raw in copies]
