@@ -245,6 +245,48 @@ async def test_a_full_disk_refuses_at_once_and_service_resumes_by_itself(tmp_pat
     assert bodies(tmp_path) == ["before", "tried", "after"]
 
 
+class SmallDisk(Files):
+    """A disk with room for one file of `ROOM` bytes and what was set aside for it."""
+
+    ROOM = 200_000
+    refused = 0
+
+    def _take(self, end: int) -> None:
+        if end > self.ROOM:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "full")
+
+    def reserve(self, fd: int, offset: int, length: int) -> bool:
+        self._take(offset + length)
+        return True
+
+    def write(self, fd: int, data: bytes) -> int:
+        self._take(os.fstat(fd).st_size + len(data))
+        return super().write(fd, data)
+
+
+async def test_what_was_admitted_before_the_disk_was_full_has_room_for_all_its_bills(tmp_path: Path) -> None:
+    files = SmallDisk()
+    writer = writer_in(tmp_path, files)
+    admitted: list[str] = []
+
+    def admit(count: int) -> None:
+        for number in range(count):
+            writer.append("I", f"r{number}", "{}")
+            admitted.append(f"r{number}")
+
+    with pytest.raises(JournalUnavailable, match="ENOSPC"):
+        admit(1000)
+    assert len(admitted) > 10
+    refused = files.refused
+    assert refused, "the disk was never full"
+    for record_id in admitted:
+        await writer.durable(writer.append("S", record_id, json.dumps({"pad": "x" * 7500})))
+    assert files.refused == refused
+    assert len(segments_in(tmp_path, files)) == 1
+    writer.close()
+
+
 async def test_a_disk_that_cannot_sync_fails_those_who_wait(tmp_path: Path) -> None:
     files = FaultyFiles()
     writer = writer_in(tmp_path, files)
