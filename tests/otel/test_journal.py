@@ -287,6 +287,31 @@ async def test_what_was_admitted_before_the_disk_was_full_has_room_for_all_its_b
     writer.close()
 
 
+class NeverSynced:
+    """A syncer of a disk that answers no sync."""
+
+    def submit(self, job: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def test_what_waits_for_a_disk_that_does_not_answer_is_bounded_and_bills_are_taken_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel.journal.writer.UNDURABLE_MAX", 5)
+    writer = writer_in(tmp_path, Files(), syncer=lambda files, done: NeverSynced())
+    for number in range(5):
+        writer.append("I", f"r{number}", "{}")
+    for kind in ("I", "P"):
+        with pytest.raises(JournalUnavailable, match="5 records wait for the disk") as refused:
+            writer.append(kind, "r0", "{}")  # type: ignore[arg-type]
+        assert not refused.value.owed
+    assert writer.append("S", "r0", "{}") == 6
+    writer.close()
+
+
 async def test_a_disk_that_cannot_sync_fails_those_who_wait(tmp_path: Path) -> None:
     files = FaultyFiles()
     writer = writer_in(tmp_path, files)
