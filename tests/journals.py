@@ -7,7 +7,7 @@ import errno
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -19,7 +19,7 @@ from gateway.recorder import JournalRecorder
 from otel.journal import Bounds, JournalWriter
 from otel.journal.audit.scan import in_order
 from otel.journal.files import Files
-from otel.journal.lines import GENESIS, Header, chain, encode_header, encode_line, parse
+from otel.journal.lines import GENESIS, Header, chain, encode_header, encode_line, parse, previous_of
 from otel.journal.recovery import retire, scan
 from otel.journal.segments import mark_path, segment_path, segments_in
 
@@ -247,6 +247,41 @@ def reheader(folder: Path, row: Row, *, n: int | None = None, p: str | None = No
 
 def header_of(folder: Path, segment: str) -> Row:
     return next(row for row in _rows(folder) if row.segment == segment and row.kind == "H")
+
+
+class Laid(NamedTuple):
+    """A segment to be laid out: its number, where its header takes up, and the records that are left in it.
+
+    `follows` is the number of the segment that its header names.
+    """
+
+    number: int
+    first: int
+    records: Sequence[int]
+    follows: int | None = None
+    durable: int = 0
+
+
+def lay_out(folder: Path, boot: str, *segments: Laid) -> None:
+    """Put the records of a writer's only segment into others, as failed syncs and power losses leave them."""
+    assert len(names(folder, boot)) == 1
+    lines = {row.n: row.raw for row in rows(folder, boot)}
+    for laid in segments:
+        path = segment_path(folder, NOON_NS, f"{boot}-0", laid.number)
+        follows = (
+            None if laid.follows is None else segment_path(folder, NOON_NS, f"{boot}-0", laid.follows).name
+        )
+        header = Header(
+            boot=boot,
+            worker=0,
+            segment=laid.number,
+            previous_segment=follows,
+            created_unix_ns=str(NOON_NS),
+            oldest_open=1,
+            durable=laid.durable,
+        )
+        start = encode_header("s" * 32, laid.first, previous_of(lines[laid.first].rstrip(b"\n")), header)
+        path.write_bytes(b"".join([start, *[lines[number] for number in laid.records]]))
 
 
 def append(folder: Path, kind: str, bill: int | str, body: str) -> Row:

@@ -31,7 +31,7 @@ from otel.journal.audit.findings import SHOWN_MAX
 from otel.journal.audit.scan import WriterFile, in_order, lines_of
 from otel.journal.audit.sequence import RING
 from otel.journal.files import Files
-from otel.journal.lines import LINE_BYTES_MAX, chain, encode_line
+from otel.journal.lines import LINE_BYTES_MAX, chain, encode_line, parse
 from otel.journal.policy import UNDURABLE_MAX
 from otel.journal.recovery import retire, scan
 from otel.journal.segments import mark_path
@@ -41,12 +41,14 @@ from tests.journals import (
     LAST,
     NOON_NS,
     Book,
+    Laid,
     Row,
     append,
     append_bill,
     body_of,
     copy_of,
     header_of,
+    lay_out,
     make_journal,
     manifest_line,
     names,
@@ -404,6 +406,24 @@ def a_header_that_calls_durable_what_comes_later(folder: Path) -> Where:
     return place(header_of(folder, names(folder, DEAD)[2]))
 
 
+@fault("header", "order")
+def a_segment_passed_over_that_was_durable(folder: Path) -> Where:
+    before, passed, after = names(folder, DEAD)[1:4]
+    return place(pass_over(folder, before, passed, after))
+
+
+@fault("gap", "open_intent", "order")
+def a_bill_deleted_in_a_segment_that_claims_to_be_passed_over(folder: Path) -> Where:
+    before, passed, after = names(folder, DEAD)[1:4]
+    first = header_number(folder, header_of(folder, passed))
+    bill = next(row for row in rows(folder, DEAD) if row.segment == passed and row.kind == "S")
+    replace(folder, bill)
+    for name in (passed, after):
+        reheader(folder, header_of(folder, name), durable=first - 1)
+    pass_over(folder, before, passed, after)
+    return place(in_writer(folder, bill.n + 1))
+
+
 # bills and intents
 
 
@@ -701,6 +721,13 @@ def watermark(folder: Path, writer: str, segment: int, offset: int) -> Path:
 
 def header_number(folder: Path, header: Row) -> int:
     return next(row.n for row in rows(folder) if row.segment == header.segment)
+
+
+def pass_over(folder: Path, before: str, passed: str, after: str) -> Row:
+    """Let a segment's header claim that the one before it failed and is written again."""
+    start = parse(header_of(folder, passed).raw)
+    named = before.partition("/")[2]
+    return reheader(folder, header_of(folder, after), previous_segment=named, n=start.n, p=start.p)
 
 
 def test_a_sound_folder_is_complete_and_intact_without_a_word(sound: Path) -> None:
@@ -1048,6 +1075,66 @@ async def test_a_bill_by_recovery_may_be_read_before_the_dead_writers_progress(t
         await book.durable(book.bill(1, recovered=True))
     retire(folder, scan(folder, Files()).dead, Files())
     assert notes(audit_folder(folder)) == {}
+
+
+async def book_of(folder: Path, *kinds: str) -> None:
+    """Write records: I1 is the intent of request 1, S1 its bill."""
+    with Book(folder, "z", bytes_max=100_000) as book:
+        for kind in kinds:
+            write = book.intent if kind[0] == "I" else book.bill
+            await book.durable(write(int(kind[1:])))
+    watermark(folder, "z-0", 0, 0)
+
+
+async def recover(folder: Path) -> dict[str, tuple[int, str]]:
+    """Bill what "z" left open, and forget it; return the heads that were seen."""
+    found = scan(folder, Files())
+    book = Book(folder, "a")
+    book.sealed = found.heads
+    with book:
+        for intent in found.open_intents:
+            await book.durable(book.bill(int(intent.record_id[-4:], 16), recovered=True))
+        retire(folder, found.dead, Files())
+    (folder / "writers" / "a-0").unlink()
+    return found.heads
+
+
+async def test_a_segment_that_was_passed_over_may_still_be_here_after_a_power_loss(tmp_path: Path) -> None:
+    """Its removal was lost, and so was a record before it; what came before that is written again."""
+    folder = tmp_path / "journal"
+    await book_of(folder, "I1", "I2", "S1", "S2", "I3", "S3", "I4", "S4", "I5", "I6")
+    lay_out(
+        folder,
+        "z",
+        Laid(1, 1, range(1, 8)),
+        Laid(2, 9, (9, 10), follows=1, durable=4),
+        Laid(3, 5, (5, 6, 7), follows=1, durable=4),
+    )
+    await recover(folder)
+    report = audit_folder(folder)
+    assert notes(report) == {"lost_unpromised": 1}
+    assert report.facts.again == 3
+    assert report.facts.bills == 6
+
+
+async def test_what_a_header_has_passed_may_all_come_again_behind_a_later_one(tmp_path: Path) -> None:
+    """The segment before the header was lost; its last record is known by its hash only until it comes."""
+    folder = tmp_path / "journal"
+    await book_of(folder, "I1", "I2", "S1", "I3", "I4", "S3", "S4", "S2")
+    lay_out(
+        folder,
+        "z",
+        Laid(1, 1, range(1, 5)),
+        Laid(2, 5, ()),
+        Laid(3, 7, (7,), follows=2, durable=4),
+        Laid(4, 5, range(5, 9), follows=3, durable=4),
+    )
+    path = folder / names(folder, "z")[1]
+    path.write_bytes(path.read_bytes()[:9])
+    await recover(folder)
+    report = audit_folder(folder)
+    assert notes(report) == {"never_begun": 1, "torn_tail": 1}
+    assert report.facts.bills == 4
 
 
 class Stubborn(Files):

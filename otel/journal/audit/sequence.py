@@ -132,6 +132,8 @@ class Sequence:
         self._findings = findings
         self._ring = array("Q", bytes(8 * RING))
         self._low = 0
+        self._unseen: set[int] = set()
+        """Numbers of which no line came, only a header that says their hash; at most one of each segment."""
         self._ring[0] = hash_of(GENESIS)
         self._file: str | None = None
         self._starts: dict[str, int | None] = {}
@@ -215,12 +217,13 @@ class Sequence:
             self._push(number, digest)
             return "new"
         known = self._known(number)
-        if known == digest:
+        if known not in (None, digest):
+            self._findings.add(place.finding("rewrite", f"record {number} was written again, differently"))
+            return "new"
+        if known == digest and number not in self._unseen:
             return "repeat"
-        if known is None:
-            return "filled" if self._fill(number, digest) else "new"
-        self._findings.add(place.finding("rewrite", f"record {number} was written again, differently"))
-        return "new"
+        self._fill(number, digest)
+        return "filled"
 
     def finish(self) -> None:
         """Give the hashes back."""
@@ -245,7 +248,8 @@ class Sequence:
         if named is None:
             if number != 1 or previous != hash_of(GENESIS):
                 self._findings.add(place.finding("header", f"it says it is first, and begins at {number}"))
-                self._adopt(number - 1, previous)
+                if number > self.top + 1:
+                    self._adopt(number - 1, previous)
             return
         if named in self._starts or any(missing.file == named for missing in self.missing):
             over = self._passed_over(named, number)
@@ -262,7 +266,7 @@ class Sequence:
                 self._adopt(number - 1, previous)
             return
         self.missing.append(Missing(named, number, record.p, place))
-        if number > self.top + 1 or not self.summaries:
+        if number > self.top + 1:
             self._adopt(number - 1, previous)
 
     def _passed_over(self, named: str, number: int) -> str | None:
@@ -288,10 +292,10 @@ class Sequence:
                 self._findings.add(place.finding("header", what))
                 self._expected = self.top + 1
                 return
-            self.gaps.append(Gap(self.top + 1, number - 1, place))
+            self._lack(Gap(self.top + 1, number - 1, place))
             self._adopt(number - 1, previous)
             return
-        if number < 1 or (number <= self._low and self.top - number >= RING):
+        if number < 1 or self.top - number >= RING:
             self._findings.add(place.finding("header", f"it goes back to {number}: too far"))
             return
         known = self._known(number - 1)
@@ -313,28 +317,33 @@ class Sequence:
         self._findings.add(finding)
 
     def _adopt(self, top: int, digest: int) -> None:
-        """Go on from a record that is not here, by what a header says of it."""
-        self.top = max(top, 0)
-        self._low = self.top
-        self._ring[self.top % RING] = max(digest, UNKNOWN)
+        """Go on from a record that is not here, by what a header says of it.
+
+        What is known of earlier ones stays: a later header may go back to before the gap.
+        """
+        self._push(top, max(digest, UNKNOWN))
+        self._unseen.add(top)
 
     # numbers
 
     def _skipped(self, place: Place, expected: int, number: int) -> None:
         first = max(expected, self.top + 1)
         if first < number:
-            self.gaps.append(Gap(first, number - 1, place))
-            if len(self.gaps) > GAPS_MAX:
-                self._findings.add(gap_finding(self.gaps.pop(0)))
+            self._lack(Gap(first, number - 1, place))
         elif not self._broken:
             self._findings.add(place.finding("order", f"record {number} stands where {expected} belongs"))
 
+    def _lack(self, gap: Gap) -> None:
+        self.gaps.append(gap)
+        if len(self.gaps) > GAPS_MAX:
+            self._findings.add(gap_finding(self.gaps.pop(0)))
+
     def _late(self, place: Place, number: int, digest: int) -> Seen:
         known = self._known(number)
-        if known == digest:
+        if known == digest and number not in self._unseen:
             self._findings.add(place.finding("duplicate", f"record {number} stands here a second time"))
             return "repeat"
-        if known is None and self._fill(number, digest):
+        if known in (None, digest) and self._fill(number, digest):
             self._findings.add(place.finding("order", f"record {number} stands behind a later one"))
         else:
             self._findings.add(place.finding("rewrite", f"number {number} is used again, on another line"))
@@ -355,14 +364,15 @@ class Sequence:
         return self._ring[number % RING] or None
 
     def _fill(self, number: int, digest: int) -> bool:
-        """Take a number out of the gaps; say whether it was in one."""
+        """Take a number that has come after all; say whether it was in a gap."""
+        self._unseen.discard(number)
+        if self._low <= number <= self.top and self.top - number < RING:
+            self._ring[number % RING] = digest
         for index in range(len(self.gaps) - 1, -1, -1):  # at most GAPS_MAX
             gap = self.gaps[index]
             if gap.first <= number <= gap.last:
                 parts = [Gap(gap.first, number - 1, gap.place), Gap(number + 1, gap.last, gap.place)]
                 self.gaps[index : index + 1] = [part for part in parts if part.first <= part.last]
-                if self._low <= number <= self.top and self.top - number < RING:
-                    self._ring[number % RING] = digest
                 return True
         return False
 
