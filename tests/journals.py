@@ -260,6 +260,7 @@ class Laid(NamedTuple):
     records: Sequence[int]
     follows: int | None = None
     durable: int = 0
+    oldest_open: int = 1
 
 
 def lay_out(folder: Path, boot: str, *segments: Laid) -> None:
@@ -277,7 +278,7 @@ def lay_out(folder: Path, boot: str, *segments: Laid) -> None:
             segment=laid.number,
             previous_segment=follows,
             created_unix_ns=str(NOON_NS),
-            oldest_open=1,
+            oldest_open=laid.oldest_open,
             durable=laid.durable,
         )
         start = encode_header("s" * 32, laid.first, previous_of(lines[laid.first].rstrip(b"\n")), header)

@@ -47,7 +47,8 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         dead: writers whose process is gone and that are not retired yet, in the order in which to retire
             them: a recovery that died holds bills of others, and must be found for as long as they are.
-        heads: of each of them that wrote a record, the number and hash of the newest before any that lacks.
+        heads: of each of them that numbered a record, as far as can be seen, the number and hash of the
+            newest before any that lacks; 0 where the first does.
         open_intents: in the order of their writing, writer by writer.
         damage: (segment, what is damaged).
     """
@@ -65,9 +66,11 @@ class _Story:
     def __init__(self, writer: str) -> None:
         self.writer = writer
         self.head: tuple[int, str] | None = None
-        """Number and hash of the newest record, before any that lacks and was not promised."""
+        """Number and hash of the newest record before any that lacks unpromised; GENESIS: not known."""
         self.doubt = False
         """Something promised cannot be read, and nothing that was read so far stands behind it."""
+        self._lacks = False
+        """Records were numbered behind the head that are not there, and were not promised."""
         self._beyond: dict[int, str] = {}
         self.settled: set[str] = set()
         self.calls: dict[str, bytes] = {}
@@ -80,8 +83,10 @@ class _Story:
         record = parse(line)
         self.doubt = False
         if record.k == "H":
-            if self.head is None or (promised and record.n > self.head[0] + 1):
-                self.head = (record.n - 1, record.p)
+            last = record.n - 1
+            if self.head is None or self.head == (last, GENESIS) or (promised and last > self.head[0]):
+                self.head = (last, record.p)
+            self._lacks = self._lacks or last > self.head[0]
             return
         if promised and self.head is not None and record.n > self.head[0] + 1:
             self.head = (record.n - 1, record.p)
@@ -102,7 +107,8 @@ class _Story:
         number, digest = self.head or (0, GENESIS)
         if self.doubt:
             return number + 1, GENESIS
-        return (number, digest) if number or any(bad.reason != "torn" for _, bad in self.damage) else None
+        said = number or self._lacks or any(bad.reason != "torn" for _, bad in self.damage)
+        return (number, digest) if said else None
 
     def _reach(self, number: int, digest: str) -> None:
         """Move the head; what stands behind a gap waits: a later segment may write again what lacks."""
@@ -164,11 +170,13 @@ def retire(directory: Path, writers: tuple[str, ...], files: Files) -> None:
 def _read(directory: Path, writer: str, files: Files) -> _Story:
     story = _Story(writer)
     paths = segments_in(directory, files, writer)
-    first = _oldest_open(paths, files)
     mark = files.said(mark_path(directory, writer))
-    for path in paths:
-        if _number(path) < first:
-            continue
+    to_read = _to_read(paths, files)
+    if to_read and header_at(to_read[0], files) is None:
+        headers = (header_at(path, files) for path in to_read)
+        durable = next((header.durable for header in headers if header is not None), None)
+        story.head = None if durable is None else (durable, GENESIS)
+    for path in to_read:
         files.sync_file(path)
         promised = readable(name_of(path), mark, files.size(path))
         for found in items_in(path, files):
@@ -179,6 +187,18 @@ def _read(directory: Path, writer: str, files: Files) -> _Story:
                 story.take(found[1], promised=found[0] < promised)
         story.bytes_read += files.size(path)
     return story
+
+
+def _to_read(paths: list[Path], files: Files) -> list[Path]:
+    """Return the segments from the oldest that may hold an open intent.
+
+    Where its header cannot be read, nobody knows how far those before it came: then from one that has one.
+    """
+    oldest = _oldest_open(paths, files)
+    first = next((index for index, path in enumerate(paths) if _number(path) >= oldest), len(paths))
+    while 0 < first < len(paths) and header_at(paths[first], files) is None:
+        first -= 1
+    return paths[first:]
 
 
 def _number(path: Path) -> int:

@@ -31,7 +31,7 @@ from otel.journal.audit.findings import SHOWN_MAX
 from otel.journal.audit.scan import WriterFile, in_order, lines_of
 from otel.journal.audit.sequence import RING
 from otel.journal.files import Files
-from otel.journal.lines import LINE_BYTES_MAX, chain, encode_line, parse
+from otel.journal.lines import GENESIS, LINE_BYTES_MAX, chain, encode_line, parse
 from otel.journal.policy import UNDURABLE_MAX
 from otel.journal.recovery import retire, scan
 from otel.journal.segments import mark_path
@@ -1135,6 +1135,34 @@ async def test_what_a_header_has_passed_may_all_come_again_behind_a_later_one(tm
     report = audit_folder(folder)
     assert notes(report) == {"never_begun": 1, "torn_tail": 1}
     assert report.facts.bills == 4
+
+
+@pytest.mark.parametrize(
+    ("laid", "lost", "removed", "head"),
+    [
+        ([Laid(1, 1, ()), Laid(2, 3, (), follows=1)], None, None, 0),
+        ([Laid(1, 1, ()), Laid(2, 3, (), follows=1)], 0, None, 0),
+        ([Laid(1, 1, range(1, 5)), Laid(2, 5, ()), Laid(3, 7, (), 2, 4, oldest_open=2)], 1, None, 4),
+        ([Laid(1, 1, range(1, 5)), Laid(2, 5, ()), Laid(3, 7, (), 2, 4, oldest_open=2)], 1, 0, 4),
+    ],
+    ids=["the first records", "the first segment", "the oldest open one", "the oldest one that is left"],
+)
+async def test_recovery_sees_a_writer_end_where_its_first_unpromised_record_was_lost(
+    tmp_path: Path, laid: list[Laid], lost: int | None, removed: int | None, head: int
+) -> None:
+    """A later header names a higher number; what it follows was never promised, and is not there."""
+    folder = tmp_path / "journal"
+    await book_of(folder, "I1", "S1", "I2", "S2", "I3", "S3", "I4")
+    lay_out(folder, "z", *laid)
+    own = names(folder, "z")
+    digest = chain(rows(folder, "z")[-1].raw) if head and removed is None else GENESIS
+    if removed is not None:
+        remove(folder, own[removed])
+    if lost is not None:
+        (folder / own[lost]).write_bytes(b"")
+    assert await recover(folder) == {"z-0": (head, digest)}
+    found = notes(audit_folder(folder))
+    assert found == {"lost_unpromised": 1, **({"never_begun": 1} if lost is not None else {})}
 
 
 class Stubborn(Files):

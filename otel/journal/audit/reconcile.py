@@ -14,7 +14,7 @@ import msgspec
 
 from otel.journal.audit.findings import Finding
 from otel.journal.audit.scan import Scan
-from otel.journal.audit.sequence import Missing, Sequence, gap_finding, hash_of, name_parts
+from otel.journal.audit.sequence import Gap, Missing, Sequence, gap_finding, hash_of, name_parts
 
 MANIFEST: Final = "removed.jsonl"
 
@@ -64,8 +64,8 @@ def reconcile(scan: Scan, manifest: Iterable[bytes], *, strict: bool = False) ->
     for writer in sorted(by_writer.keys() | scan.sequences.keys()):
         _continuity(scan, writer, sorted(by_writer[writer], key=lambda pair: pair[0]))
     for writer, sequence in scan.sequences.items():  # a later segment goes back to what a removed one had
-        held = [(entry.first, entry.last) for _, entry in by_writer[writer]]
-        sequence.gaps = [gap for gap in sequence.gaps if not _covers(held, gap.first, gap.last)]
+        for _, entry in by_writer[writer]:
+            sequence.gaps = [rest for gap in sequence.gaps for rest in _without(gap, entry)]
     lost = {writer: _losses(scan, sequence) for writer, sequence in scan.sequences.items()}
     _heads(scan, by_writer)
     _known(scan, by_writer)
@@ -152,8 +152,13 @@ def _continuity(scan: Scan, writer: str, entries: list[tuple[int, Removed]]) -> 
             scan.findings.add(missing.named_at.finding(kind, what))
 
 
-def _covers(held: Iterable[tuple[int | None, int | None]], first: int, last: int) -> bool:
-    return any(low is not None and high is not None and low <= first and last <= high for low, high in held)
+def _without(gap: Gap, entry: Removed) -> list[Gap]:
+    """Return what of a gap a removed segment did not have."""
+    low, high = entry.first, entry.last
+    if low is None or high is None or high < gap.first or gap.last < low:
+        return [gap]
+    parts = (Gap(gap.first, low - 1, gap.place), Gap(high + 1, gap.last, gap.place))
+    return [part for part in parts if part.first <= part.last]
 
 
 def _ended_at(scan: Scan, sequence: Sequence, number: int) -> bool:
