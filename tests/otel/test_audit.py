@@ -1117,9 +1117,8 @@ async def test_a_segment_that_was_passed_over_may_still_be_here_after_a_power_lo
     assert report.facts.bills == 6
 
 
-async def test_what_a_header_has_passed_may_all_come_again_behind_a_later_one(tmp_path: Path) -> None:
-    """The segment before the header was lost; its last record is known by its hash only until it comes."""
-    folder = tmp_path / "journal"
+async def with_a_lost_segment(folder: Path) -> Path:
+    """Lay out records 5 and 6 lost, passed by a header, and written again behind another."""
     await book_of(folder, "I1", "I2", "S1", "I3", "I4", "S3", "S4", "S2")
     lay_out(
         folder,
@@ -1129,12 +1128,45 @@ async def test_what_a_header_has_passed_may_all_come_again_behind_a_later_one(tm
         Laid(3, 7, (7,), follows=2, durable=4),
         Laid(4, 5, range(5, 9), follows=3, durable=4),
     )
-    path = folder / names(folder, "z")[1]
-    path.write_bytes(path.read_bytes()[:9])
+    (folder / names(folder, "z")[1]).write_bytes(b"")
+    return folder
+
+
+async def test_what_a_header_has_passed_may_all_come_again_behind_a_later_one(tmp_path: Path) -> None:
+    """The last record before the header is known by its hash only, until it comes."""
+    folder = await with_a_lost_segment(tmp_path / "journal")
     await recover(folder)
     report = audit_folder(folder)
-    assert notes(report) == {"never_begun": 1, "torn_tail": 1}
+    assert notes(report) == {"never_begun": 1}
     assert report.facts.bills == 4
+
+
+async def test_what_a_header_has_passed_may_not_come_again_differently(tmp_path: Path) -> None:
+    folder = await with_a_lost_segment(tmp_path / "journal")
+    await recover(folder)
+    bill = in_writer(folder, 6, "z")
+    assert bill.kind == "S"
+    replace(folder, bill, resealed(bill.raw, b'"service.name"', b'"service.nome"'))
+    report = audit_folder(folder)
+    assert ("rewrite", *place(bill)) in [(f.kind, f.segment, f.offset) for f in report.findings]
+    assert breaches(report) == {"rewrite", "chain", "gap"}
+
+
+async def test_what_retention_removed_may_come_again_behind_a_later_header(tmp_path: Path) -> None:
+    """The segment whose sync failed was removed; the next one had begun before all was written again."""
+    folder = tmp_path / "journal"
+    await book_of(folder, "I1", "I2", "S1", "I3", "I4", "S3", "S4", "S2")
+    lay_out(
+        folder,
+        "z",
+        Laid(1, 1, range(1, 5)),
+        Laid(2, 5, (5, 6), follows=1, durable=4),
+        Laid(3, 7, (7,), follows=2, durable=4),
+        Laid(4, 5, range(5, 9), follows=3, durable=4),
+    )
+    remove(folder, *names(folder, "z")[:2])
+    await recover(folder)
+    assert notes(audit_folder(folder)) == {"intent_removed": 2}
 
 
 @pytest.mark.parametrize(
