@@ -12,6 +12,7 @@ that lives keeps its turn until all are forgotten. Nothing is repaired: a torn s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,13 +173,14 @@ def _read(directory: Path, writer: str, files: Files) -> _Story:
     paths = segments_in(directory, files, writer)
     mark = files.said(mark_path(directory, writer))
     to_read = _to_read(paths, files)
+    passed_over = _passed_over(to_read, files)
     if to_read and header_at(to_read[0], files) is None:
         headers = (header_at(path, files) for path in to_read)
         durable = next((header.durable for header in headers if header is not None), None)
         story.head = None if durable is None else (durable, GENESIS)
     for path in to_read:
         files.sync_file(path)
-        promised = readable(name_of(path), mark, files.size(path))
+        promised = 0 if _number(path) in passed_over else readable(name_of(path), mark, files.size(path))
         for found in items_in(path, files):
             if isinstance(found, Damage):
                 story.doubt = story.doubt or (found.reason != "torn" and found.offset < promised)
@@ -199,6 +201,23 @@ def _to_read(paths: list[Path], files: Files) -> list[Path]:
     while 0 < first < len(paths) and header_at(paths[first], files) is None:
         first -= 1
     return paths[first:]
+
+
+def _passed_over(paths: list[Path], files: Files) -> set[int]:
+    """Return the numbers of segments that a later header passes over: nothing in them was ever promised.
+
+    Their writer removed them, and a power loss can have brought them back.
+    """
+    numbers = [_number(path) for path in paths]
+    found: set[int] = set()
+    for path in paths:
+        header = header_at(path, files)
+        with contextlib.suppress(ValueError):  # a name that is none passes over nothing
+            if header is not None and header.previous_segment is not None:
+                last = name_of(Path(header.previous_segment)).number
+                if header.segment > last + 1:
+                    found.update([number for number in numbers if last < number < header.segment])
+    return found
 
 
 def _number(path: Path) -> int:

@@ -13,9 +13,9 @@ import pytest
 
 from otel.journal import Bounds, JournalWriter
 from otel.journal.files import EVERYTHING, Files
-from otel.journal.lines import Header, header_of, parse
+from otel.journal.lines import GENESIS, Header, chain, encode_header, encode_line, header_of, parse
 from otel.journal.recovery import retire, scan
-from otel.journal.segments import mark_of, mark_path, segments_in
+from otel.journal.segments import mark_of, mark_path, segment_path, segments_in
 from otel.journal.syncing import Done, SyncJob, do
 from tests.journals import NOON_NS, Book
 
@@ -199,3 +199,36 @@ async def test_a_recovery_that_died_is_forgotten_after_those_whom_it_billed(tmp_
     for count in (1, 2):
         retire(tmp_path, found.dead[:count], Files())
         assert scan(tmp_path, Files()).open_intents == ()
+
+
+def test_a_segment_that_was_passed_over_says_nothing_of_how_far_its_writer_came(tmp_path: Path) -> None:
+    """Its writer removed it, and a power loss brought it back."""
+    files = Files()
+
+    def write(number: int, first: int, previous: str, previous_segment: str | None, count: int) -> str:
+        header = Header(
+            boot="b0",
+            worker=0,
+            segment=number,
+            previous_segment=previous_segment,
+            created_unix_ns=str(NOON_NS),
+            oldest_open=1,
+            durable=2,
+        )
+        data = [encode_header(f"{number:032x}", first, previous, header)]
+        for n in range(first, first + count):
+            data.append(encode_line("I", f"r{n}", n, previous, "{}"))
+            previous = chain(data[-1])
+        path = segment_path(tmp_path, NOON_NS, "b0-0", number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"".join(data))
+        return previous
+
+    second = write(1, 1, GENESIS, None, 2)
+    write(2, 5, "0123456789abcdef", "b0-0-000001.jsonl", 1)
+    third = write(3, 3, second, "b0-0-000001.jsonl", 1)
+    newest = segment_path(tmp_path, NOON_NS, "b0-0", 3)
+    fd = files.hold(mark_path(tmp_path, "b0-0"))
+    files.mark(fd, mark_of(3, newest.stat().st_size))
+    files.close(fd)
+    assert scan(tmp_path, files).heads == {"b0-0": (3, third)}
