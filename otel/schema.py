@@ -243,15 +243,47 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.output.summary.bytes", "int", _KNOWN, "size of the reply's body", "By"),
 )
 
+REVISION_ATTRIBUTES: Final[tuple[Attribute, ...]] = (
+    _a("billing.revision.of", "string", _ALWAYS, "`billing.record.id` of the bill that it revises"),
+    _a("billing.revision.number", "int", _ALWAYS, "1 for the first revision of a bill, then 2, …"),
+    _a("billing.revision.cost_usd", "string", _PRICED, "exact decimal: what the bill comes to now", "USD"),
+    _a(
+        "billing.revision.old_cost_usd",
+        "string",
+        "if it was priced before",
+        "what the bill, or the revision before this one, came to",
+        "USD",
+    ),
+    _a(
+        "billing.revision.delta_usd",
+        "string",
+        _ALWAYS,
+        "exact decimal: new cost less old, where no cost adds nothing; may be below zero",
+        "USD",
+    ),
+    _a("billing.revision.old_status", "string", _ALWAYS, "status before"),
+    _a("billing.revision.old_price_id", "string", "if it was priced before", "entry applied before"),
+    _a("billing.revision.old_catalog", "string", "if it was priced before", "catalogue applied before"),
+)
+"""What a revision has of its own; `gateway.recording.revision` names what it has in common with bills."""
+
 _PREFIX: Final[dict[str, tuple[Kind, str]]] = {
-    a.name: (a.kind, '{"key":' + orjson.dumps(a.name).decode() + ',"value":') for a in ATTRIBUTES
+    a.name: (a.kind, '{"key":' + orjson.dumps(a.name).decode() + ',"value":')
+    for a in (*ATTRIBUTES, *REVISION_ATTRIBUTES)
 }
 
 TRACE_FLAGS_SAMPLED: Final = 1
+INTERNAL: Final = 1
+CLIENT: Final = 3
 
 
 class BillingSpan(msgspec.Struct, frozen=True, kw_only=True):
-    """The span as a value: ids in lower-case hex, times in Unix nanoseconds, attributes by name."""
+    """The span as a value: ids in lower-case hex, times in Unix nanoseconds, attributes by name.
+
+    Args:
+        kind: CLIENT for a bill, INTERNAL for a revision.
+        links: (trace id, span id) of other spans.
+    """
 
     trace_id: str
     span_id: str
@@ -261,6 +293,8 @@ class BillingSpan(msgspec.Struct, frozen=True, kw_only=True):
     ended_unix_ns: int
     attributes: Mapping[str, Value]
     failed: bool = False
+    kind: int = CLIENT
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def encode_attribute(name: str, value: Value) -> str:
@@ -309,10 +343,14 @@ def encode_span(span: BillingSpan) -> str:
     parent = f'"parentSpanId":"{span.parent_span_id}",' if span.parent_span_id else ""
     attributes = ",".join([encode_attribute(name, value) for name, value in span.attributes.items()])
     status = '{"code":2}' if span.failed else "{}"
+    links = ""
+    if span.links:
+        to = [f'{{"traceId":"{trace}","spanId":"{span_id}"}}' for trace, span_id in span.links]
+        links = f'"links":[{",".join(to)}],'
     return (
         f'{{"traceId":"{span.trace_id}","spanId":"{span.span_id}",{parent}"flags":{TRACE_FLAGS_SAMPLED},'
-        f'"name":{_text(span.name)},"kind":3,"startTimeUnixNano":"{span.started_unix_ns}",'
-        f'"endTimeUnixNano":"{span.ended_unix_ns}","attributes":[{attributes}],"status":{status}}}'
+        f'"name":{_text(span.name)},"kind":{span.kind},"startTimeUnixNano":"{span.started_unix_ns}",'
+        f'"endTimeUnixNano":"{span.ended_unix_ns}","attributes":[{attributes}],{links}"status":{status}}}'
     )
 
 

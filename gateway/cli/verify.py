@@ -78,6 +78,7 @@ def _machine(directory: Path, report: Report) -> bytes:
     facts["cost_usd_by_status"] = {
         status: pico_to_usd(pico) for status, pico in facts.pop("cost_pico_usd_by_status").items()
     }
+    facts["revised_usd"] = pico_to_usd(facts.pop("revised_pico_usd"))
     facts["removed_cost_usd"] = pico_to_usd(facts.pop("removed_cost_pico_usd"))
     return msgspec.json.encode(
         {
@@ -138,6 +139,8 @@ def _table(directory: Path, report: Report) -> Table:
         cost = facts.cost_pico_usd_by_status[status]
         shown = f"{pico_to_usd(cost)} USD" if status in ("final", "estimated") or cost else "no cost"
         table.add_row(f"  {status or 'without status'}", str(count), shown)
+    if facts.revisions:
+        table.add_row("revisions", str(facts.revisions), f"{pico_to_usd(facts.revised_pico_usd)} USD in all")
     if facts.awaiting_recovery:
         table.add_row("awaiting recovery", str(facts.awaiting_recovery), "at the next start")
     if facts.removed_segments:

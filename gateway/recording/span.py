@@ -164,17 +164,7 @@ def _usage(a: dict[str, Value], usage: Usage, cache_write_name: str) -> None:
 def _charge(a: dict[str, Value], charge: Charge, usage: Usage | None) -> None:
     pico = charge.cost_pico_usd
     a["billing.cost.usd"] = pico_to_usd(pico)
-    a["billing.cost.currency"] = "USD"
-    a["billing.cost.source"] = "fallback" if charge.estimated else "local"
-    a["billing.price.id"] = charge.price_id
-    a["billing.price.catalog"] = charge.catalog
     a["gen_ai.usage.cost"] = pico / PICO_PER_USD
-    if charge.tier is not None:
-        a["billing.price.tier"] = charge.tier
-    if charge.exchange is not None:
-        a["billing.price.exchange"] = charge.exchange
-    if charge.requested_price_id is not None:
-        a["billing.price.requested_id"] = charge.requested_price_id
     sums: dict[str, int] = {}
     for line in charge.lines:
         name = _LINE_ATTRIBUTE[line.dimension] if line.model is None else "billing.cost.other_models_usd"
@@ -184,6 +174,25 @@ def _charge(a: dict[str, Value], charge: Charge, usage: Usage | None) -> None:
         sums[name] = sums.get(name, 0) + adjusted.cost_pico_usd
     for name, amount in sums.items():
         a[name] = pico_to_usd(amount)
+    price_attributes(a, charge)
+    if usage is not None and usage.reported_cost_usd is not None:
+        a["billing.cost.reported_difference_usd"] = difference_usd(
+            usage.reported_cost_usd, charge.provider_cost_pico_usd
+        )
+
+
+def price_attributes(a: dict[str, Value], charge: Charge) -> None:
+    """Add what a bill and a revision of it have in common: lines, and whose rates they are; no amounts."""
+    a["billing.cost.currency"] = "USD"
+    a["billing.cost.source"] = "fallback" if charge.estimated else "local"
+    a["billing.price.id"] = charge.price_id
+    a["billing.price.catalog"] = charge.catalog
+    if charge.tier is not None:
+        a["billing.price.tier"] = charge.tier
+    if charge.exchange is not None:
+        a["billing.price.exchange"] = charge.exchange
+    if charge.requested_price_id is not None:
+        a["billing.price.requested_id"] = charge.requested_price_id
     if charge.lines:
         a["billing.cost.lines"] = tuple([_line(line) for line in charge.lines])
     if charge.adjustments:
@@ -199,10 +208,6 @@ def _charge(a: dict[str, Value], charge: Charge, usage: Usage | None) -> None:
                 ).decode()
                 for adjusted in charge.adjustments
             ]
-        )
-    if usage is not None and usage.reported_cost_usd is not None:
-        a["billing.cost.reported_difference_usd"] = difference_usd(
-            usage.reported_cost_usd, charge.provider_cost_pico_usd
         )
 
 

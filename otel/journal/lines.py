@@ -2,11 +2,11 @@ r"""Lines: one record is one line, and one line is at once a journal record and 
 
     {"j":{"k":"S","id":"…","n":12,"p":"…"},"resourceSpans":[…],"crc":"1a2b3c4d"}\n
      │     │   │        │      │             │                    └ CRC-32 of all that stands before `,"crc"`
-     │     │   │        │      │             └ kind S only: what a Collector reads
+     │     │   │        │      │             └ kinds S and R only: what a Collector reads
      │     │   │        │      └ hash of the line before: a removed or altered line breaks the chain
      │     │   │        └ number of the record in its writer's sequence, without gaps
      │     │   └ id of the bill
-     │     └ H header, I intent, P progress, S settled
+     │     └ H header, I intent, P progress, S settled, R revision of a settled bill
      └ ours; stock consumers ignore `j` and `crc`, and H, I and P decode to no span at all
 
 H, I and P carry their facts as `"d":{…}` inside `j`. A header is not part of the sequence: it says with `n`
@@ -24,7 +24,9 @@ from zlib import crc32
 
 import msgspec
 
-Kind = Literal["H", "I", "P", "S"]
+Kind = Literal["H", "I", "P", "S", "R"]
+WITH_SPANS: Final = ("S", "R")
+"""Kinds whose lines a Collector reads."""
 
 FORMAT_VERSION: Final = 1
 LINE_BYTES_MAX: Final = 512 * 1024
@@ -35,9 +37,9 @@ GENESIS: Final = "0" * 16
 _CRC: Final = b',"crc":"'
 _CRC_BYTES: Final = len(_CRC) + 8 + 2
 _SPANS: Final = b'"resourceSpans":['
-_SETTLED: Final = b'{"j":{"k":"S"'
+_SPAN_KINDS: Final = (b'{"j":{"k":"S"', b'{"j":{"k":"R"')
 _OURS: Final = re.compile(
-    rb'\{"j":\{"k":"[HIPS]","id":"[0-9a-zA-Z_.:-]{1,128}","n":[0-9]{1,18},"p":"[0-9a-f]{16}"'
+    rb'\{"j":\{"k":"[HIPSR]","id":"[0-9a-zA-Z_.:-]{1,128}","n":[0-9]{1,18},"p":"[0-9a-f]{16}"'
 )
 _KIND_AT: Final = len('{"j":{"k":"')
 
@@ -99,15 +101,13 @@ def encode_line(kind: Kind, record_id: str, number: int, previous: str, body: st
     """Return one line with its newline.
 
     Args:
-        body: for S, `ResourceSpans` objects joined by commas; otherwise a JSON object.
+        body: for S and R, `ResourceSpans` objects joined by commas; otherwise a JSON object.
 
     Raises:
         ValueError: the line would be larger than LINE_BYTES_MAX.
     """
-    if kind == "S":
-        text = f'{{"j":{{"k":"S","id":"{record_id}","n":{number},"p":"{previous}"}},"resourceSpans":[{body}]'
-    else:
-        text = f'{{"j":{{"k":"{kind}","id":"{record_id}","n":{number},"p":"{previous}","d":{body}}}'
+    text = f'{{"j":{{"k":"{kind}","id":"{record_id}","n":{number},"p":"{previous}"'
+    text += f'}},"resourceSpans":[{body}]' if kind in WITH_SPANS else f',"d":{body}}}'
     data = text.encode()
     if len(data) + _CRC_BYTES + 1 > LINE_BYTES_MAX:
         raise ValueError(f"a journal line of {len(data)} bytes is over {LINE_BYTES_MAX}")
@@ -176,9 +176,9 @@ def parse(line: bytes) -> Record:
 def spans_of(line: bytes) -> bytes | None:
     """Return the inside of `resourceSpans` of a whole line, by byte search; None for other kinds.
 
-    Nothing in `j` of a settled line can hold the member's name: it has a UUID and numbers only.
+    Nothing in `j` of such a line can hold the member's name: it has a UUID and numbers only.
     """
-    if not line.startswith(_SETTLED):
+    if not line.startswith(_SPAN_KINDS):
         return None
     start = line.find(_SPANS) + len(_SPANS)
     return line[start : len(line) - _CRC_BYTES - 1]

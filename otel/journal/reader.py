@@ -7,7 +7,7 @@ once, with its place, and never stands in the way of later lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -78,14 +78,20 @@ class Reader:
         self._safe: set[str] = set()
         self._ahead: list[_Stretch] | None = None
 
-    def batches(self, lines_max: int, bytes_max: int) -> Iterator[Batch]:
+    def batches(
+        self, lines_max: int, bytes_max: int, wanted: Callable[[str], bool] = lambda _: True
+    ) -> Iterator[Batch]:
         """Yield what is new, at most `lines_max` bills and about `bytes_max` bytes in each batch.
+
+        Revisions come like bills. Only segments of `wanted` writers are read.
 
         The iterator ends when all that was durable as it began has been yielded. Move the cursor before
         asking for more.
         """
         self._ahead = self._look()
         for stretch in self._ahead:
+            if not wanted(stretch.writer):
+                continue
             yield from self._batches_of(stretch, lines_max, bytes_max)
 
     def pending_bytes(self) -> int:

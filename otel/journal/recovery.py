@@ -92,6 +92,8 @@ class _Story:
         if promised and self.head is not None and record.n > self.head[0] + 1:
             self.head = (record.n - 1, record.p)
         self._reach(record.n, chain(line + b"\n"))
+        if record.k == "R":
+            return  # it revises a bill and stands for none
         if record.k == "S":
             self.settled.add(record.id)
             self.calls.pop(record.id, None)

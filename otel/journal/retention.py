@@ -3,7 +3,8 @@
 It is sealed, every consumer has passed all of it, none of its bills is in quarantine, no intent of it can
 still be open, and it is older than the policy keeps. A writer's segments go in the order of their numbers,
 so that no bill goes before its intent; those of a writer that has billed for a dead one go after the dead
-one's. Whatever is in doubt stays, and all that was written behind it.
+one's, and revisions after all segments of their own and earlier days: a bill that outlived its revision would
+be revised anew. Whatever is in doubt stays, and all that was written behind it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+
+from otel.journal.segments import revises
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,12 +136,16 @@ def _held(segment: Segment, folder: Folder, left: Mapping[str, list[Segment]]) -
             return f"{name} has not passed it"
     waits_for = _waits_for(segment, folder, left)
     if waits_for is not None:
-        return f"it may hold bills for intents of {waits_for}, which is still here"
+        what = "revise bills" if revises(segment.writer) else "hold bills for intents"
+        return f"it may {what} of {waits_for}, which is still here"
     return None
 
 
 def _waits_for(segment: Segment, folder: Folder, left: Mapping[str, list[Segment]]) -> str | None:
-    """Return a dead writer whose segments must go before this one."""
+    """Return a writer whose segments must go before this one."""
+    if revises(segment.writer):
+        others = sorted(other for other in left if not revises(other))
+        return next((other for other in others if any(s.day <= segment.day for s in left[other])), None)
     writer = folder.writers.get(segment.writer)
     billed_for = writer.billed_for if writer is not None else ()
     return next((other for other in sorted(billed_for) if left.get(other)), None)

@@ -3,6 +3,7 @@
     <directory>/lock                                 held by the gateway that owns the folder
     <directory>/recovering                           held by the one writer that recovers dead ones
     <directory>/removing                             held by the one process that removes old segments
+    <directory>/rerating                             held by the one process that writes revisions
     <directory>/writers/<boot>-<worker>              a mark for each writer that is not yet retired
     <directory>/2026-11-21/<boot>-<worker>-<n>.jsonl
     <directory>/removed.jsonl                        what retention took away, and what it held
@@ -29,6 +30,8 @@ from otel.journal.files import EVERYTHING, Files
 SUFFIX: Final = ".jsonl"
 SEGMENTS: Final = f"[0-9]*-[0-9]*-[0-9]*/*{SUFFIX}"
 MARKS: Final = "writers"
+REVISER: Final = "r"
+"""How the boot of a writer of revisions begins; that of a gateway is hex."""
 _OFFSET_BITS: Final = 40
 
 
@@ -69,6 +72,11 @@ def _name_of(file: str) -> SegmentName:
     if not writer or not number.isdecimal() or not file.isascii():
         raise ValueError(f"{file} is not the name of a segment")
     return SegmentName(writer, int(number))
+
+
+def revises(writer: str) -> bool:
+    """Say whether a writer writes revisions of bills, and nothing else."""
+    return writer.startswith(REVISER)
 
 
 def day_of(unix_ns: int) -> str:

@@ -33,7 +33,8 @@ class JournalWriter:
 
     Args:
         directory: of the journal; the caller holds its lock.
-        boot: id of this boot, lower-case hex; part of every segment's name.
+        boot: id of this boot, lower-case hex, behind `REVISER` if it writes revisions; part of every
+            segment's name.
         now_ns: wall clock in Unix nanoseconds.
         segment_id: makes a random id for a new segment.
         syncer: makes what does the syncs; a thread where none is given.
@@ -135,7 +136,7 @@ class JournalWriter:
         A bill is always taken: where the disk refuses, it is owed and `durable` says so.
 
         Raises:
-            JournalUnavailable: an intent or a progress record was refused, or (`owed`) not written yet.
+            JournalUnavailable: an intent, progress or a revision was refused, or (`owed`) not written yet.
         """
         if kind != "S":
             self._admit(kind, len(body) + LINE_BYTES)
@@ -221,7 +222,7 @@ class JournalWriter:
     def _admit(self, kind: Kind, size: int) -> None:
         if self._fault is not None:
             self._try_again()
-        if self._low_space is not None and kind == "I":
+        if self._low_space is not None and kind in ("I", "R"):
             raise JournalUnavailable(self._low_space)
         if len(self._owed) >= UNDURABLE_MAX:
             raise JournalUnavailable(f"{UNDURABLE_MAX} records wait for the disk")

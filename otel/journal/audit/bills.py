@@ -86,13 +86,14 @@ class ResourceSpans(_Plain, frozen=True):
 
 
 class SeenSpan(msgspec.Struct, frozen=True, rename="camel"):
-    """A span as others wrote it: only what a bill is recognised by; see `Span`."""
+    """A span as others wrote it: only what a bill or a revision is recognised by; see `Span`."""
 
     trace_id: _Hex32
     span_id: _Hex16
     attributes: list[Pair] = []
     start_time_unix_nano: str = "0"
     end_time_unix_nano: str = "0"
+    links: list[msgspec.Raw] = []
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +132,13 @@ def pico_of(amount: object) -> int | None:
     return int(whole) * PICO_PER_USD + int((fraction or "").ljust(12, "0"))
 
 
+def signed_pico_of(amount: object) -> int | None:
+    """Return the same of a string that may be below zero."""
+    below = isinstance(amount, str) and amount.startswith("-")
+    pico = pico_of(amount[1:] if isinstance(amount, str) and below else amount)
+    return -pico if pico is not None and below else pico
+
+
 def one_span(resource_spans: list[ResourceSpans]) -> Span | None:
     """Return the only span, None if there is none or more than one."""
     spans = [span for resource in resource_spans for scope in resource.scope_spans for span in scope.spans]
@@ -140,6 +148,24 @@ def one_span(resource_spans: list[ResourceSpans]) -> Span | None:
 def read_bill(span: Span | SeenSpan) -> tuple[Bill, list[Problem]]:
     """Return what the span says as a bill, and everything that is wrong with it."""
     problems: list[Problem] = []
+    values, counts = values_of(span, problems)
+    cost = _cost(values, problems)
+    problems += _by_status(values, cost)
+    bill = Bill(
+        record_id=_text(values, "billing.record.id"),
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        status=_text(values, "billing.status"),
+        outcome=_text(values, "billing.outcome"),
+        cost_pico_usd=cost,
+        counts=counts,
+    )
+    problems += [("amount", f"{name} is negative") for name, count in counts.items() if count < 0]
+    return bill, problems
+
+
+def values_of(span: Span | SeenSpan, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return attributes by name, and those that count usage; what is wrong is added to `problems`."""
     values: dict[str, Any] = {}
     counts: dict[str, int] = {}
     for pair in span.attributes:
@@ -163,19 +189,7 @@ def read_bill(span: Span | SeenSpan) -> tuple[Bill, list[Problem]]:
         values[name] = inner
     if int(span.end_time_unix_nano) < int(span.start_time_unix_nano):
         problems.append(("not_otlp", "the span ends before it begins"))
-    cost = _cost(values, problems)
-    problems += _by_status(values, cost)
-    bill = Bill(
-        record_id=_text(values, "billing.record.id"),
-        trace_id=span.trace_id,
-        span_id=span.span_id,
-        status=_text(values, "billing.status"),
-        outcome=_text(values, "billing.outcome"),
-        cost_pico_usd=cost,
-        counts=counts,
-    )
-    problems += [("amount", f"{name} is negative") for name, count in counts.items() if count < 0]
-    return bill, problems
+    return values, counts
 
 
 def _text(values: dict[str, Any], name: str) -> str:
@@ -190,12 +204,11 @@ def _cost(values: dict[str, Any], problems: list[Problem]) -> int | None:
     for name, value in values.items():
         if not name.startswith("billing.cost.") or not name.endswith("_usd") or name in NO_LINES:
             continue
-        taken = name == DISCOUNT and isinstance(value, str) and value.startswith("-")
-        line = pico_of(value[1:] if taken else value)
+        line = signed_pico_of(value) if name == DISCOUNT else pico_of(value)
         if line is None:
             problems.append(("amount", f"{name} = {value!r} is no exact amount"))
             continue
-        total += -line if taken else line
+        total += line
         lines += 1
     stated = values.get("billing.cost.usd")
     double = values.get("gen_ai.usage.cost")

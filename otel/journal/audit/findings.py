@@ -46,6 +46,7 @@ KINDS: Final[dict[str, Kind]] = {
     "open_intent": _complete("if the gateway has been started since: look for the bill's segment in a copy"),
     "collector_missing": _complete("let the shipper catch up; else replay the segment to the Collector"),
     "collector_extra": _complete("the journal lost this bill: restore its segment from a copy"),
+    "revision_without_bill": _complete("look for the bill's segment in a copy"),
     "upstream_without_intent": _complete("a provider was called off the record: reconcile with its invoice"),
     "client_without_bill": _complete("bill it by hand from the client's log; find out which segment is gone"),
     # integrity: what is here is not what was written, or says two things
@@ -72,6 +73,7 @@ KINDS: Final[dict[str, Kind]] = {
     "double": _intact("tools that read gen_ai.usage.cost show another figure: trust billing.cost.usd"),
     "status": _intact("status and cost contradict each other: re-rate it from its token counts"),
     "amount": _intact("no amount of money: re-rate it from its token counts"),
+    "revision": _intact("revisions of this bill contradict it or one another: trust the bill, then rerate"),
     "head": _intact("a dead writer's end is not what a later boot saw: " + _KEEP),
     "watermark": _intact("the writer's watermark is no line's end: restart the gateway, verify again"),
     "manifest": _intact("removed.jsonl contradicts the segments: " + _COMPARE),
@@ -86,6 +88,7 @@ KINDS: Final[dict[str, Kind]] = {
     "awaiting_recovery": Kind("note", "nothing to do: billed as interrupted at the next start"),
     "damage_healed": Kind("note", "nothing to do: a sync failed, and all that stood there was written again"),
     "lost_unpromised": Kind("note", "nothing to do: a power loss took it before anything was promised"),
+    "revision_kept": Kind("note", "nothing to do: retention removed the bill's segment"),
     "intent_removed": Kind("note", "nothing to do: retention removed the intent's segment"),
     "log_torn": Kind("note", "nothing to do: the log's last line is still being written"),
     "collector_again": Kind("note", "nothing to do: delivered more than once, equal; OTLP allows it"),

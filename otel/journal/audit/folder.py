@@ -21,6 +21,7 @@ import msgspec
 from otel.journal.audit.bills import Bill
 from otel.journal.audit.findings import KINDS, Finding, Findings, Verdict
 from otel.journal.audit.reconcile import MANIFEST, reconcile
+from otel.journal.audit.revisions import Revision
 from otel.journal.audit.scan import End, Facts, Scan, Segment, WriterFile, in_order
 from otel.journal.audit.sequence import Place, name_parts
 from otel.journal.audit.witnesses import ClientLog, CollectorLog, UpstreamLog
@@ -111,12 +112,17 @@ def audit_folder(
         if client is not None:
             client.bill(record_id, bill, place)
 
+    def on_revision(record_id: str, revision: Revision, place: Place) -> None:
+        if collector is not None:
+            collector.bill(record_id, revision, place)
+
     scan = Scan(
         writers,
         known=known,
         findings=findings,
         on_intent=upstream.intent if upstream is not None else None,
         on_bill=on_bill if collector is not None or client is not None else None,
+        on_revision=on_revision,
     )
     meter = _Meter(sum(names.values()), progress)
     for name in in_order(names):

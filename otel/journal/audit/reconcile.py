@@ -72,6 +72,7 @@ def reconcile(scan: Scan, manifest: Iterable[bytes], *, strict: bool = False) ->
     _watermarks(scan, removed)
     _open_intents(scan, strict=strict)
     _without_intent(scan, by_writer, lost)
+    scan.revisions.finish(removed=bool(removed))
     scan.finish()
 
 

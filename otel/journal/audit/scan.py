@@ -16,8 +16,10 @@ import msgspec
 from otel.journal.audit.bills import STATUSES, Bill, ResourceSpans, one_span, read_bill
 from otel.journal.audit.findings import Finding, Findings
 from otel.journal.audit.pairing import Open, Pairing
+from otel.journal.audit.revisions import Revision, Revisions, read_revision
 from otel.journal.audit.sequence import UNKNOWN, HeaderFacts, Place, Sequence, name_parts
-from otel.journal.lines import FORMAT_VERSION, LINE_BYTES_MAX, Record, is_whole, spans_of
+from otel.journal.lines import FORMAT_VERSION, LINE_BYTES_MAX, WITH_SPANS, Record, is_whole, spans_of
+from otel.journal.segments import revises
 
 End = Literal["sealed", "durable", "growing"]
 """sealed: nothing will be added; durable: cut where the writer says it is durable; growing: cut anywhere."""
@@ -47,7 +49,10 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, kw_only=True):
-    """What the folder holds. Money is in pico-USD; `again` counts records that stand twice, legally."""
+    """What the folder holds. Money is in pico-USD; `again` counts records that stand twice, legally.
+
+    `revised_pico_usd` is what all revisions together add to the bills.
+    """
 
     segments: int = 0
     bytes: int = 0
@@ -65,6 +70,8 @@ class Facts(msgspec.Struct, kw_only=True):
     removed_cost_pico_usd: int = 0
     bills_by_status: dict[str, int] = {}
     cost_pico_usd_by_status: dict[str, int] = {}
+    revisions: int = 0
+    revised_pico_usd: int = 0
 
 
 class _AnyRecord(msgspec.Struct, frozen=True, gc=False):
@@ -99,16 +106,20 @@ _call: Final = msgspec.json.Decoder(_Call)
 OnIntent = Callable[[str, str], None]
 """(id, trace id)"""
 OnBill = Callable[[str, Bill, Place], None]
+OnRevision = Callable[[str, Revision, Place], None]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return segment names, each writer's together in the order of their numbers, oldest writer first."""
-    first: dict[str, str] = {}
+    """Return segment names, each writer's together in the order of their numbers, oldest writer first.
+
+    Writers of revisions come before all others.
+    """
+    first: dict[str, tuple[bool, str]] = {}
     keyed = []
     for name in sorted(names):
         day, _, file = name.partition("/")
         writer, number = name_parts(file) or (file, 0)
-        first.setdefault(writer, day)
+        first.setdefault(writer, (not revises(writer), day))
         keyed.append((writer, number, name))
     return [name for _, _, _, name in sorted((first[w], w, number, name) for w, number, name in keyed)]
 
@@ -143,7 +154,7 @@ class Scan:
 
     Args:
         writers: what the writers' own files say.
-        on_intent, on_bill: told of each intent and of the first bill of each id.
+        on_intent, on_bill, on_revision: told of each intent, of the first bill of each id, of each revision.
         known: by writer a number and hash as an earlier report has them.
     """
 
@@ -155,6 +166,7 @@ class Scan:
         findings: Findings | None = None,
         on_intent: OnIntent | None = None,
         on_bill: OnBill | None = None,
+        on_revision: OnRevision | None = None,
     ) -> None:
         self.writers = writers
         self.known = known or {}
@@ -167,6 +179,8 @@ class Scan:
         self.sizes: dict[str, int] = {}
         self._on_intent = on_intent
         self._on_bill = on_bill
+        self._on_revision = on_revision
+        self.revisions = Revisions(self.findings)
         self._status: Counter[str] = Counter()
         self._cost: Counter[str] = Counter()
         self._sequence: Sequence | None = None
@@ -235,6 +249,7 @@ class Scan:
         facts.writers = len(self.sequences)
         facts.live_writers = sum(writer.live for writer in self.writers.values())
         facts.bills_by_status = {name: self._status[name] for name in (*STATUSES, *self._status)}
+        facts.revisions, facts.revised_pico_usd = len(self.revisions), self.revisions.delta_pico_usd
         facts.cost_pico_usd_by_status = {name: self._cost[name] for name in facts.bills_by_status}
 
     def _sequence_of(self, writer: str) -> Sequence:
@@ -286,7 +301,7 @@ class Scan:
         self.pairing.filled = seen == "filled"
         if fault is not None:
             self.findings.add(place.finding("not_otlp", fault, id=record.id))
-        elif spans and record.k != "S":
+        elif spans and record.k not in WITH_SPANS:
             what = f"a record of kind {record.k} has spans"
             self.findings.add(place.finding("not_otlp", what, id=record.id))
         self._record(sequence.writer, place, record, spans, raw, readable=fault is None)
@@ -328,6 +343,9 @@ class Scan:
             case "S":
                 bill = self._read_bill(place, record.id, spans) if readable else None
                 self._bill(writer, place, record.id, bill, raw)
+            case "R":
+                if readable:
+                    self._revision(place, record.id, spans)
             case _:
                 self.findings.add(place.finding("unknown_kind", f"kind {record.k!r}", id=record.id))
 
@@ -358,6 +376,21 @@ class Scan:
             self.findings.add(place.finding("record_id", what, id=record_id))
         return bill
 
+    def _revision(self, place: Place, record_id: str, spans: list[ResourceSpans]) -> None:
+        span = one_span(spans)
+        if span is None:
+            self.findings.add(place.finding("not_otlp", "a revision has exactly one span", id=record_id))
+            return
+        revision, problems = read_revision(span)
+        for kind, what in problems:
+            self.findings.add(place.finding(kind, what, id=record_id))
+        if revision.record_id != record_id:
+            what = f"billing.revision.of is {revision.record_id or 'absent'}"
+            self.findings.add(place.finding("record_id", what, id=record_id))
+        self.revisions.take(revision, place)
+        if self._on_revision is not None:
+            self._on_revision(record_id, revision, place)
+
     def _bill(self, writer: str, place: Place, record_id: str, bill: Bill | None, raw: bytes) -> None:
         content = spans_of(raw[:-1]) or b""
         digest = int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
@@ -365,6 +398,7 @@ class Scan:
             return
         self.facts.bills += 1
         if bill is not None:
+            self.revisions.bill(record_id, bill)
             self._status[bill.status] += 1
             self._cost[bill.status] += bill.cost_pico_usd or 0
             if self._on_bill is not None:

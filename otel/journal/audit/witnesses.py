@@ -15,6 +15,7 @@ import msgspec
 
 from otel.journal.audit.bills import Bill, SeenSpan, read_bill
 from otel.journal.audit.findings import Finding, Findings
+from otel.journal.audit.revisions import OF, Revision, read_revision
 from otel.journal.audit.sequence import Place
 
 INPUT: Final = "gen_ai.usage.input_tokens"
@@ -55,7 +56,7 @@ class _ClientCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class CollectorLog:
-    """The OTLP/JSON lines of a Collector's file exporter: a bill in it equals the journal's.
+    """The OTLP/JSON lines of a Collector's file exporter: a bill or revision in it equals the journal's.
 
     Args:
         lines: of the log, in order, with their newlines.
@@ -68,8 +69,8 @@ class CollectorLog:
         self._held: dict[bytes, int] = {}
         _read(name, lines, findings, msgspec.json.Decoder(_Traces), self._take)
 
-    def bill(self, record_id: str, bill: Bill, place: Place) -> None:
-        """Look a bill of the journal up."""
+    def bill(self, record_id: str, bill: Bill | Revision, place: Place) -> None:
+        """Look a bill or a revision of the journal up."""
         held = self._held.pop(_span_key(bill.trace_id, bill.span_id), None)
         if held is None:
             self._findings.add(place.finding("collector_missing", f"not in {self._name}", id=record_id))
@@ -92,8 +93,10 @@ class CollectorLog:
                     bill, _ = read_bill(span)
                     if bill.record_id:
                         self._hold(offset, bill)
+                    elif any(pair.key == OF for pair in span.attributes):
+                        self._hold(offset, read_revision(span)[0])
 
-    def _hold(self, offset: int, bill: Bill) -> None:
+    def _hold(self, offset: int, bill: Bill | Revision) -> None:
         self.bills += 1
         key = _span_key(bill.trace_id, bill.span_id)
         digest = _digest(bill)
@@ -234,5 +237,5 @@ def _span_key(trace_id: str, span_id: str) -> bytes:
     return bytes.fromhex(trace_id + span_id)
 
 
-def _digest(bill: Bill) -> int:
+def _digest(bill: Bill | Revision) -> int:
     return int.from_bytes(blake2b(bill.fingerprint().encode(), digest_size=8).digest(), "big")
