@@ -14,6 +14,7 @@ import typer
 
 from gateway import __version__
 from gateway.cli.prices import app as prices
+from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
 from gateway.cli.serve import serve_forever
 from gateway.cli.verify import verify_journal
 from gateway.settings import Settings, SettingsError, load_settings
@@ -84,6 +85,30 @@ def verify(
     raise SystemExit(0 if sound else 1)
 
 
+@app.command()
+def rerate(
+    since: Annotated[str, typer.Option("--from", help="Bills that ended from this day (UTC) or time on.")],
+    until: Annotated[str, typer.Option("--to", help="Bills that ended before this day (UTC) or time.")],
+    model: Annotated[str | None, typer.Option(help="Only bills of this model, requested or served.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only bills of this user.")] = None,
+    catalog: Annotated[
+        Path | None, typer.Option(help="Catalogue file; the configured one by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the same, write nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Rate bills anew and write a revision of each that comes out otherwise; docs/prices.md shows how."""
+    settings = _settings()
+    try:
+        selection = selection_of(since, until, model, user)
+    except ValueError as fault:
+        _stop(str(fault), 2)
+    try:
+        rerate_journal(settings, selection, catalog=catalog, dry_run=dry_run, as_json=json)
+    except CannotRerate as fault:
+        _stop(str(fault))
+
+
 def _settings() -> Settings:
     try:
         return load_settings()
@@ -91,6 +116,6 @@ def _settings() -> Settings:
         _stop(str(fault))
 
 
-def _stop(message: str) -> NoReturn:
+def _stop(message: str, code: int = EX_CONFIG) -> NoReturn:
     print(f"spanbill: {message}", file=sys.stderr)
-    raise SystemExit(EX_CONFIG)
+    raise SystemExit(code)

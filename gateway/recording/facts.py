@@ -49,13 +49,9 @@ def price_facts(attributes: Mapping[str, object], ended_unix_ns: int) -> PriceFa
     model, source = _text(attributes, "billing.target.model"), _text(attributes, "billing.usage.source")
     if provider is None or section is None or model is None or source is None:
         return None
-    counts: dict[str, int] = {}
-    for name, value in attributes.items():
-        dimension = _DIMENSION_OF.get(name)
-        if dimension is not None and isinstance(value, int):
-            counts[dimension] = value
+    counts = {_DIMENSION_OF[name]: units for name, units in attributes.items() if name in _DIMENSION_OF}
     usage = Usage(
-        counts=counts,
+        counts=msgspec.convert(counts, type=dict[str, int]),
         source=msgspec.convert(source, type=UsageSource),
         service_tier=_text(attributes, "billing.service_tier"),
         reported_cost_usd=_text(attributes, "billing.cost.reported_usd"),

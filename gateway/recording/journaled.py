@@ -1,4 +1,4 @@
-"""Journaled: a settled span as the journal has it, read back into values; what `encode_span` wrote, reversed."""
+"""Journaled: a span as the journal has it, read back into values: what `encode_span` wrote, reversed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def journaled(spans: bytes) -> Journaled:
         span_id=span.span_id,
         name=span.name,
         ended_unix_ns=int(span.end_time_unix_nano),
-        attributes={pair.key: _value(pair) for pair in span.attributes},
+        attributes={
+            pair.key: _value(pair) if pair.value.text is None else pair.value.text for pair in span.attributes
+        },
         head=spans[:start].decode(),
         tail=_TAIL.decode(),
     )
@@ -96,8 +98,6 @@ def journaled(spans: bytes) -> Journaled:
 
 def _value(pair: _Pair) -> Value:
     value = pair.value
-    if value.text is not None:
-        return value.text
     if value.whole is not None:
         return int(value.whole)
     if value.array is not None:

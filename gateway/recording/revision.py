@@ -2,8 +2,8 @@
 
 Whoever sums bills must not count one twice: a revision has neither `billing.record.id` nor
 `billing.cost.usd`, no usage and no `gen_ai.usage.cost`; sums of bills plus sums of
-`billing.revision.delta_usd` are what is owed. It depends on nothing but the bill, the revision before it and the
-charge: ids are hashes, and its time is that of the bill's end.
+`billing.revision.delta_usd` are what is owed. It depends on nothing but the bill, the revision before it and
+the charge: ids are hashes, and its time is that of the bill's end.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def rerated(usage: Usage, charge: Charge | NoRate, number: int) -> tuple[Rated, 
 
 
 def differs(old: Rated, new: Rated) -> bool:
-    """Say whether a revision is due: another total, line, adjustment, price or status; not only another hash."""
+    """Say whether a revision is due: another status, total, line, adjustment or price id."""
     return (old.status, old.cost_usd, old.detail) != (new.status, new.cost_usd, new.detail)
 
 
