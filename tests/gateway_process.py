@@ -143,6 +143,8 @@ def bills_in_journal(journal: Path) -> dict[str, dict[str, Any]]:
     for line in journal_lines(journal):
         for span in spans_in(line):
             bill = attributes(span)
+            if "billing.revision.of" in bill:
+                continue
             assert bill["billing.record.id"] not in bills
             bills[bill["billing.record.id"]] = bill
     return bills

@@ -25,7 +25,13 @@ def log_bills(path: Path) -> list[dict[str, Any]]:
     bills = []
     for line in path.read_text().splitlines():
         bills += [attributes(span) for span in spans_in(json.loads(line))]
-    return bills
+    return [bill for bill in bills if "billing.record.id" in bill]
+
+
+def log_revisions(path: Path) -> list[dict[str, Any]]:
+    """Return the revisions in the Collector's log file."""
+    spans = [span for line in path.read_text().splitlines() for span in spans_in(json.loads(line))]
+    return [found for span in spans if "billing.revision.of" in (found := attributes(span))]
 
 
 def jaeger_spans(url: str, tags: dict[str, str]) -> list[dict[str, Any]]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,14 @@ import httpx
 import pytest
 
 from deploy.stack import Stack, free_ports, have_go, wait_until
-from tests.e2e.readers import PICO, bills_in_log, jaeger_spans, log_bills, promql, sums_by_user
-from tests.gateway_process import KEYS, Gateway, bills_in_journal, free_port
+from otel.journal.audit import Logs, audit_folder
+from tests.e2e.readers import PICO, bills_in_log, jaeger_spans, log_bills, log_revisions, promql, sums_by_user
+from tests.gateway_process import KEYS, Gateway, attributes, bills_in_journal, free_port, spans_in
 
 REQUESTS = 1000
 CONCURRENT = 32
 SETTLE_S = 90.0
+HALF, DOUBLE = {"input": "0.005", "output": "0.02"}, {"input": "1000", "output": "2000"}
 MODELS = ("sim-small", "sim-large", "sim-cache", "sim-reasoning", "sim-nousage", "sim-err-500", "sim-cut")
 
 pytestmark = [
@@ -146,6 +152,66 @@ def test_journal_log_jaeger_and_prometheus_agree_to_the_last_digit(world: tuple[
         assert len(jaeger_spans(stack.url("jaeger_ui"), {"billing.record.id": record_id})) == 1
     assert_promql_agrees(stack, expected)
     assert_own_metrics_agree(stack, expected)
+
+
+def rerate(gateway: Gateway) -> None:
+    """Halve the price of one simulated model and double that of another, for all bills there are."""
+    prices = {"simulated/sim-small": HALF, "simulated/sim-large": DOUBLE}
+    subprocess.run(
+        [sys.executable, "-m", "gateway", "rerate", "--from", "2020-01-01", "--to", "2100-01-01"],
+        cwd=gateway.folder,
+        env={**gateway.whole_environment(), "SPANBILL_PRICES__OVERRIDES": json.dumps(prices)},
+        check=True,
+        timeout=120,
+    )
+
+
+def test_revisions_of_bills_change_no_total_but_their_own(world: tuple[Stack, Gateway]) -> None:
+    stack, gateway = world
+    ids = asyncio.run(drive(gateway, 140))
+    expected = sums_by_user(list(bills_in_journal(gateway.journal).values()))
+    await_bills(stack, set(ids))
+    assert_promql_agrees(stack, expected)
+    rerate(gateway)
+    report = audit_folder(gateway.journal)
+    assert report.facts.revisions == 40, report.facts
+    assert report.complete
+    assert report.intact
+    await_equal(lambda: len(log_revisions(stack.log_file)), 40)
+    deltas: dict[str, int] = dict.fromkeys(KEYS, 0)
+    for found in log_revisions(stack.log_file):
+        deltas[found["billing.user.id"]] += int(Decimal(found["billing.revision.delta_usd"]) * PICO)
+    assert sum(deltas.values()) == report.facts.revised_pico_usd
+    assert min(deltas.values()) != max(deltas.values())
+
+    def by_user(metric: str, scale: int) -> dict[str, int]:
+        found = promql(stack.url("prometheus"), f"sum by (billing_user_id) ({metric})")
+        return {user: round(value * scale) for user, value in found.items()}
+
+    await_equal(partial(by_user, "llm_gateway_cost_revision_USD", PICO), deltas)
+    revised = sum(by_user("llm_gateway_revisions_total", 1).values())
+    assert revised == 40
+    assert_promql_agrees(stack, expected)  # bills, tokens and cost are as before
+    assert_jaeger_agrees(stack, expected)
+    one = log_revisions(stack.log_file)[0]["billing.revision.of"]
+    tags = json.dumps({"billing.revision.of": one})
+    found = httpx.get(
+        f"{stack.url('jaeger_ui')}/api/traces",
+        params={"service": "spanbill", "tags": tags, "lookback": "2h"},
+        timeout=60,
+    ).json()["data"]
+    (span,) = [span for trace in found for span in trace["spans"]]
+    (link,) = span["references"]
+    bill = next(
+        b
+        for line in stack.log_file.read_text().splitlines()
+        for b in spans_in(json.loads(line))
+        if attributes(b).get("billing.record.id") == one
+    )
+    assert (link["traceID"], link["spanID"]) == (bill["traceId"], bill["spanId"])
+    report = audit_folder(gateway.journal, logs=Logs(collector=stack.log_file))
+    assert report.complete, report.findings
+    assert report.intact, report.findings
 
 
 def test_nothing_is_missing_after_the_collector_was_killed_and_away(world: tuple[Stack, Gateway]) -> None:

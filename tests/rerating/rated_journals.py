@@ -33,8 +33,10 @@ def bills(count: int, seed: int = 3) -> Iterator[Exchange]:
     for number in range(count):
         found = exchange(chance)
         call = msgspec.structs.replace(
-            found.call, record_id=f"01890000-0000-7000-8000-{number:012x}",
-            trace_id=f"{number + 1:032x}", span_id=f"{number + 1:016x}",
+            found.call,
+            record_id=f"01890000-0000-7000-8000-{number:012x}",
+            trace_id=f"{number + 1:032x}",
+            span_id=f"{number + 1:016x}",
             identity=msgspec.structs.replace(found.call.identity, user_id=f"u{number % 3}"),
         )
         ended = (FIRST_S + (number % 3) * DAY_S + number) * 10**9
@@ -80,8 +82,11 @@ def writer_of(folder: Path, boot: str = "r0", bytes_max: int = 40_000) -> Any:
 
     def make() -> JournalWriter:
         return JournalWriter(
-            folder, boot=boot, now_ns=lambda: (FIRST_S + 40 * DAY_S) * 10**9,
-            segment_id=lambda: f"{boot}{next(ids):030x}", bounds=Bounds(segment_bytes_max=bytes_max),
+            folder,
+            boot=boot,
+            now_ns=lambda: (FIRST_S + 40 * DAY_S) * 10**9,
+            segment_id=lambda: f"{boot}{next(ids):030x}",
+            bounds=Bounds(segment_bytes_max=bytes_max),
         )
 
     return make
