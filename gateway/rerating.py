@@ -151,7 +151,7 @@ class Rerating:
         if facts is None:
             self._fold(bill, old, old)
             return None
-        charge = self._book.charge(_sale(facts), facts.usage)
+        charge = self._book.charge(sale_of(facts), facts.usage)
         new, stated = rerated(facts.usage, charge, old.number + 1)
         if not differs(old, new):
             self._fold(bill, old, old)
@@ -321,7 +321,8 @@ def _removed(directory: Path, selection: Selection, files: Files) -> int:
     return bills
 
 
-def _sale(facts: PriceFacts) -> Sale:
+def sale_of(facts: PriceFacts) -> Sale:
+    """Return the facts as a sale."""
     return Sale(
         provider=facts.provider,
         section=facts.section,
