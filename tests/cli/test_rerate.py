@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gateway.settings import PricesSettings
 from otel.journal.cursor import Cursor
 from otel.journal.reader import Reader
 from otel.shipper import Endpoint, Shipper
+from tests.conftest import ROOT
 from tests.gateway_process import attributes, spans_in
 from tests.journals import Book
 from tests.recording.test_facts import exchange
@@ -190,6 +192,24 @@ def test_the_operator_adds_a_price_corrects_last_month_looks_and_writes(journal:
     assert again["total"]["old_usd"] == again["total"]["new_usd"] == look["total"]["new_usd"]
     assert lines(journal, "R") == written
     assert shipped(journal) == []
+
+
+def told(text: str) -> str:
+    """Return what is printed without what another catalogue changes: its hash."""
+    return re.sub(r"catalogue [0-9a-f]{16}", "catalogue", text)
+
+
+def test_the_walkthrough_of_the_docs_is_what_is_printed() -> None:
+    page = (ROOT / "docs" / "prices.md").read_text(encoding="utf-8")
+    walk = page[page.index("## Correct a price") : page.index("## Checked against")]
+    assert CORRECTED.strip() in walk.replace("```yaml\n", "")
+    Path("prices.yaml").write_text(CORRECTED)
+    command = "$ spanbill rerate --from 2026-10-01 --to 2026-12-01"
+    assert told(f"{command} --dry-run\n{done('rerate', *RANGE, '--dry-run')}```") in told(walk)
+    for _ in range(2):
+        assert told(f"{command} | tail -1\n{done('rerate', *RANGE).splitlines()[-1]}\n") in told(walk)
+    said = done("verify").splitlines()
+    assert "\n".join(line for line in said if "revisions" in line or ": " in line) in walk
 
 
 def test_another_file_than_the_configured_one_may_be_tried(journal: Path) -> None:

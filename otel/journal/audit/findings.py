@@ -140,6 +140,32 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return place
 
 
+class Facts(msgspec.Struct, kw_only=True):
+    """What the folder holds. Money is in pico-USD; `again` counts records that stand twice, legally.
+
+    `revised_pico_usd` is what all revisions together add to the bills.
+    """
+
+    segments: int = 0
+    bytes: int = 0
+    writers: int = 0
+    live_writers: int = 0
+    records: int = 0
+    again: int = 0
+    intents: int = 0
+    progress: int = 0
+    bills: int = 0
+    in_flight: int = 0
+    awaiting_recovery: int = 0
+    removed_segments: int = 0
+    removed_bills: int = 0
+    removed_cost_pico_usd: int = 0
+    bills_by_status: dict[str, int] = {}
+    cost_pico_usd_by_status: dict[str, int] = {}
+    revisions: int = 0
+    revised_pico_usd: int = 0
+
+
 class Findings:
     """Findings in the order in which they were made, bounded by SHOWN_MAX for each kind."""
 

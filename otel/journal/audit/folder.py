@@ -19,10 +19,10 @@ from typing import BinaryIO, Final
 import msgspec
 
 from otel.journal.audit.bills import Bill
-from otel.journal.audit.findings import KINDS, Finding, Findings, Verdict
+from otel.journal.audit.findings import KINDS, Facts, Finding, Findings, Verdict
 from otel.journal.audit.reconcile import MANIFEST, reconcile
 from otel.journal.audit.revisions import Revision
-from otel.journal.audit.scan import End, Facts, Scan, Segment, WriterFile, in_order
+from otel.journal.audit.scan import End, Scan, Segment, WriterFile, in_order
 from otel.journal.audit.sequence import Place, name_parts
 from otel.journal.audit.witnesses import ClientLog, CollectorLog, UpstreamLog
 from otel.journal.segments import MARKS, SEGMENTS

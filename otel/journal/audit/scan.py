@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from otel.journal.audit.bills import STATUSES, Bill, ResourceSpans, one_span, read_bill
-from otel.journal.audit.findings import Finding, Findings
+from otel.journal.audit.findings import Facts, Finding, Findings
 from otel.journal.audit.pairing import Open, Pairing
 from otel.journal.audit.revisions import Revision, Revisions, read_revision
 from otel.journal.audit.sequence import UNKNOWN, HeaderFacts, Place, Sequence, name_parts
@@ -46,32 +46,6 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     blocks: Iterable[bytes]
     end: End = "sealed"
-
-
-class Facts(msgspec.Struct, kw_only=True):
-    """What the folder holds. Money is in pico-USD; `again` counts records that stand twice, legally.
-
-    `revised_pico_usd` is what all revisions together add to the bills.
-    """
-
-    segments: int = 0
-    bytes: int = 0
-    writers: int = 0
-    live_writers: int = 0
-    records: int = 0
-    again: int = 0
-    intents: int = 0
-    progress: int = 0
-    bills: int = 0
-    in_flight: int = 0
-    awaiting_recovery: int = 0
-    removed_segments: int = 0
-    removed_bills: int = 0
-    removed_cost_pico_usd: int = 0
-    bills_by_status: dict[str, int] = {}
-    cost_pico_usd_by_status: dict[str, int] = {}
-    revisions: int = 0
-    revised_pico_usd: int = 0
 
 
 class _AnyRecord(msgspec.Struct, frozen=True, gc=False):
