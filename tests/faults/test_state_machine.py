@@ -33,8 +33,9 @@ from otel.journal.files import Files
 from otel.journal.lines import GENESIS, Damage, chain, lines_in, parse, previous_of, spans_of
 from otel.journal.reader import Reader
 from otel.journal.recovery import scan
-from otel.journal.segments import MARKS, SUFFIX, name_of
+from otel.journal.segments import MARKS, REVISER, SUFFIX, name_of
 from otel.journal.syncing import Done, SyncJob, do
+from otel.schema import encode_attribute
 from otel.shipper import Endpoint, Shipper
 from tests.faults.memory_files import SHORT, Killed, MemoryFiles
 from tests.gateway_process import attributes
@@ -102,7 +103,7 @@ class Collector:
         if self.mode == "half":
             self.take(spans[: len(spans) // 2])
             raise httpx.RemoteProtocolError("closed")
-        bad = [span for span in spans if bill_of(span)["billing.record.id"] in self.poison]
+        bad = [span for span in spans if key_of(span) in self.poison]
         if bad and self.mode == "400":
             return httpx.Response(400)
         self.take([span for span in spans if span not in bad])
@@ -118,7 +119,7 @@ class Collector:
         for span in spans:
             if self.machine.durability != "process":
                 assert self.machine.files.safe(span), "shipped, and a power loss could still take it"
-            self.taken[bill_of(span)["billing.record.id"]].append(span)
+            self.taken[key_of(span)].append(span)
 
 
 class _Sent(msgspec.Struct):
@@ -127,6 +128,24 @@ class _Sent(msgspec.Struct):
 
 def bill_of(resource_spans: bytes) -> dict[str, Any]:
     return attributes(json.loads(resource_spans)["scopeSpans"][0]["spans"][0])
+
+
+def key_of(resource_spans: bytes) -> str:
+    """Return the id of a bill, or that of a revision's bill with the revision's number."""
+    found = bill_of(resource_spans)
+    return str(found.get("billing.record.id") or revision_key(found))
+
+
+def revision_key(found: dict[str, Any]) -> str:
+    return f"{found['billing.revision.of']}#{found['billing.revision.number']}"
+
+
+def revision_body(record_id: str, number: int) -> str:
+    of, n = [
+        encode_attribute(name, value)
+        for name, value in (("billing.revision.of", record_id), ("billing.revision.number", number))
+    ]
+    return f'{{"scopeSpans":[{{"spans":[{{"spanId":"{number:016x}","attributes":[{of},{n}]}}]}}]}}'
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -210,18 +229,20 @@ class JournalMachine(RuleBasedStateMachine):
                 PRICES,
                 lambda exchange, status: None,
                 self.files,
-            )
+            ),
+            lambda: self.syncer,
         )
 
-    async def pumped(self, work: Awaitable[Any]) -> None:
+    async def pumped(self, work: Awaitable[Any], syncer: Callable[[], SyncByHand | None]) -> None:
         task = asyncio.ensure_future(work)
         for _ in range(TURNS_MAX):
             await asyncio.sleep(0)
             if task.done():
                 break
-            assert self.syncer is not None
+            by_hand = syncer()
+            assert by_hand is not None
             try:
-                self.syncer.run_one()
+                by_hand.run_one()
             except Killed:
                 task.cancel()
                 raise
@@ -336,6 +357,42 @@ class JournalMachine(RuleBasedStateMachine):
             latency_ns=1,
         )
         self.wait_for("S", record_id, self.recorder.settle(exchange))
+
+    @precondition(lambda self: self.up and self.billed)
+    @rule(which=st.integers(0, 10**6), count=st.integers(1, 3))
+    def revise(self, which: int, count: int) -> None:
+        """Write revisions beside the gateway, as another writer that then ends."""
+        bills = sorted(self.billed)
+        made: list[SyncByHand] = []
+
+        def make_syncer(files: Files, done: Done) -> SyncByHand:
+            made.append(SyncByHand(files, done, lambda: False))
+            return made[0]
+
+        writer = JournalWriter(
+            FOLDER,
+            boot=f"{REVISER}{next(self.ids):08x}",
+            now_ns=lambda: self.now_ns,
+            segment_id=lambda: f"{next(self.ids):032x}",
+            durability=self.durability,
+            bounds=self.bounds,
+            files=self.files,
+            syncer=make_syncer,
+        )
+        numbers = [next(self.ids) for _ in range(count)]
+        record_id = bills[which % len(bills)]
+
+        async def write() -> None:
+            for number in numbers:
+                newest = writer.append("R", record_id, revision_body(record_id, number))
+            await self.pumped(writer.durable(newest), lambda: made[0])
+            self.promised.update(("R", f"{record_id}#{number}") for number in numbers)
+
+        with self.living(), contextlib.suppress(OSError, JournalUnavailable):
+            with contextlib.suppress(OSError, JournalUnavailable):
+                writer.open()
+                self.loop.run_until_complete(write())
+            writer.close()
 
     @precondition(lambda self: self.up)
     @rule(count=st.integers(1, 4))
@@ -461,6 +518,7 @@ class JournalMachine(RuleBasedStateMachine):
         everything = self.lines()
         bills: dict[str, set[bytes]] = collections.defaultdict(set)
         intents = set()
+        revisions: dict[str, set[bytes]] = collections.defaultdict(set)
         for lines in everything.values():
             self.check_chain(lines)
             for line in lines:
@@ -469,10 +527,14 @@ class JournalMachine(RuleBasedStateMachine):
                     bills[record.id].add(spans_of(line) or b"")
                 elif record.k == "I":
                     intents.add(record.id)
+                elif record.k == "R":
+                    spans = spans_of(line) or b""
+                    revisions[key_of(spans)].add(spans)
         assert all(len(found) == 1 for found in bills.values()), "two different bills of one request"
         assert intents <= set(bills), "an intent without a bill after recovery"
         for kind, record_id in self.promised:
-            assert record_id in (bills if kind == "S" else intents), f"promised and lost: {kind} {record_id}"
+            held = {"S": bills, "I": intents, "R": revisions}[kind]
+            assert record_id in held, f"promised and lost: {kind} {record_id}"
         outcomes = {record_id: bill_of(next(iter(found))) for record_id, found in bills.items()}
         for kind, record_id in self.promised:
             if kind == "S":
@@ -527,10 +589,10 @@ class JournalMachine(RuleBasedStateMachine):
             if self.shipper.step() > 0:
                 break
         bills = {
-            parse(line).id: spans_of(line)
+            key_of(spans): spans
             for lines in self.lines().values()
             for line in lines
-            if parse(line).k == "S"
+            if (spans := spans_of(line)) is not None
         }
         aside = self.quarantined()
         assert set(self.collector.taken) | set(aside) == set(bills), "a bill is at nobody's"
@@ -545,9 +607,7 @@ class JournalMachine(RuleBasedStateMachine):
         if path not in self.files.paths():
             return {}
         lines = [json.loads(line) for line in self.files.contents(path).splitlines()]
-        return collections.Counter(
-            bill_of(json.dumps(line["resourceSpans"][0]).encode())["billing.record.id"] for line in lines
-        )
+        return collections.Counter(key_of(json.dumps(line["resourceSpans"][0]).encode()) for line in lines)
 
 
 TestJournalMachine = JournalMachine.TestCase
