@@ -7,6 +7,7 @@ and how many of them have no cost.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
 import time
@@ -63,6 +64,8 @@ def rerate_journal(
         raise CannotRerate(f"{journal.directory} is no folder: there is no journal")
     try:
         book = book_of(prices)
+        if not dry_run:
+            _as_the_gateway(journal.directory)
         outcome = _run(journal, book, selection, dry_run=dry_run)
     except (AlreadyRerating, CatalogueError) as fault:
         raise CannotRerate(str(fault)) from fault
@@ -76,6 +79,19 @@ def rerate_journal(
         sys.stdout.buffer.write(msgspec.json.encode(_machine(outcome, dry_run=dry_run)) + b"\n")
     else:
         _show(outcome, dry_run=dry_run)
+
+
+def _as_the_gateway(directory: Path) -> None:
+    """Refuse to write what the gateway could not read: its shipper would stop at it.
+
+    Raises:
+        CannotRerate: the gateway of this folder ran as another user.
+    """
+    lock = directory / "lock"
+    if lock.exists() and lock.stat().st_uid != os.geteuid():
+        raise CannotRerate(
+            f"run this as the gateway's user (id {lock.stat().st_uid}): it must read what is written"
+        )
 
 
 def _run(journal: JournalSettings, book: Book, selection: Selection, *, dry_run: bool) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.core.usage import Usage
 from gateway.settings import PricesSettings
 from otel.journal.cursor import Cursor
 from otel.journal.reader import Reader
+from otel.journal.segments import locked
 from otel.shipper import Endpoint, Shipper
 from tests.conftest import ROOT
 from tests.gateway_process import attributes, spans_in
@@ -231,6 +233,21 @@ def test_what_cannot_be_done_is_said(arguments: tuple[str, ...], code: int, said
     result = spanbill("rerate", *arguments)
     assert result.exit_code == code
     assert said in result.stderr
+
+
+def test_as_another_user_than_the_gateway_s_nothing_is_written(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("prices.yaml").write_text(CORRECTED)
+    with locked(journal):
+        pass
+    user = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    result = spanbill("rerate", *RANGE)
+    assert result.exit_code == 78
+    assert f"the gateway's user (id {user - 1})" in result.stderr
+    assert lines(journal, "R") == []
+    assert rerated("--dry-run")["total"]["revised"] == 6
 
 
 def test_without_a_journal_nothing_is_made(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from gateway.recording.span import billing_span
 from gateway.rerating import LOCK, AlreadyRerating, Rerating, Selection, rerate, sale_of
 from gateway.settings import PricesSettings
 from otel.journal import JournalUnavailable
-from otel.journal.audit import audit_folder
+from otel.journal.audit import Logs, audit_folder
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.lines import spans_of
@@ -482,9 +482,10 @@ def test_retention_takes_bills_before_their_revisions_and_says_what_was_not_touc
 @given(
     st.lists(st.tuples(st.sampled_from(["b0-0", "b1-0", "r0-0", "r1-0"]), st.integers(1, 9)), max_size=12),
     st.integers(0, 12),
+    st.sets(st.integers(0, 11), max_size=2),
 )
 def test_no_segment_of_revisions_goes_before_one_of_bills_of_its_day_or_earlier(
-    made: list[tuple[str, int]], count: int
+    made: list[tuple[str, int]], count: int, stay: set[int]
 ) -> None:
     segments = tuple(
         Segment(name=f"2026-11-0{day}/{writer}-{number:06d}.jsonl", writer=writer, number=number, bytes=1)
@@ -494,9 +495,10 @@ def test_no_segment_of_revisions_goes_before_one_of_bills_of_its_day_or_earlier(
         segments=segments,
         writers={name: Writer(retired=True, oldest_open=None) for name, _ in made},
         consumers={"otlp": {segment.name: 1 for segment in segments}},
+        quarantined=frozenset(segment.name for segment in segments if segment.number in stay),
     )
     gone = plan(folder, Policy(bytes_max=0), count).remove
-    assert len(gone) == min(count, len(segments))
+    assert stay or len(gone) == min(count, len(segments))
     for place, segment in enumerate(gone):
         if segment.writer.startswith("r"):
             left = set(segments) - set(gone[: place + 1])
@@ -588,3 +590,24 @@ def test_verify_finds_a_revision_that_stands_twice_and_one_without_a_bill(folder
     assert report.counts == {"revision": 1, "revision_without_bill": 1}
     assert not report.complete
     assert not report.intact
+
+
+def test_a_collector_s_log_is_held_to_the_revisions_of_the_journal(folder: Path, tmp_path: Path) -> None:
+    run(folder, NEW)
+    log = tmp_path / "bills.jsonl"
+    whole = [b'{"resourceSpans":[%b]}' % spans for spans in delivered(folder)]
+
+    def counts_with(kept: list[bytes]) -> dict[str, int]:
+        log.write_bytes(b"".join(line + b"\n" for line in kept))
+        return audit_folder(folder, logs=Logs(collector=log)).counts
+
+    assert counts_with(whole) == {}
+    (first, *_) = [line for line in whole if b"billing.revision.of" in line]
+    assert counts_with([line for line in whole if line != first]) == {"collector_missing": 1}
+    altered = first.replace(
+        b'"billing.revision.number","value":{"intValue":"1"',
+        b'"billing.revision.number","value":{"intValue":"2"',
+    )
+    assert altered != first
+    assert counts_with([altered if line == first else line for line in whole]) == {"collector_differs": 1}
+    assert counts_with([*whole, first]) == {"collector_again": 1}
