@@ -59,6 +59,10 @@ class AlreadyRerating(Exception):
     """Another process writes revisions of this journal."""
 
 
+class DamagedRevisions(Exception):
+    """A revision cannot be read: what its bill came to, and the next number, are not known."""
+
+
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which bills: by their end, in Unix seconds, until before the second; by model and user, None for all.
 
@@ -211,6 +215,7 @@ async def rerate(
 
     Raises:
         AlreadyRerating: another process does this now.
+        DamagedRevisions: an earlier revision cannot be read; nothing was written.
         JournalUnavailable: the disk refuses; run again, what is written stays.
         OSError: the journal cannot be read.
     """
@@ -254,12 +259,18 @@ def known_revisions(directory: Path, files: Files) -> dict[str, Rated]:
     """Return, by id of the bill, what its newest revision comes to.
 
     Raises:
+        DamagedRevisions: one cannot be read.
         OSError: the journal cannot be read.
     """
     known: dict[str, Rated] = {}
     for batch in _batches(directory, files, revises):
+        if any(damage.reason != "torn" for damage in batch.damage):
+            raise DamagedRevisions(batch.segment)
         for spans in batch.spans:
-            record_id, rated = rated_of_revision(journaled(spans).attributes)
+            try:
+                record_id, rated = rated_of_revision(journaled(spans).attributes)
+            except ValueError as fault:
+                raise DamagedRevisions(batch.segment) from fault
             before = known.get(record_id)
             if before is None or before.number < rated.number:
                 known[record_id] = rated
@@ -285,7 +296,7 @@ def _batches(
     directory: Path, files: Files, wanted: Callable[[str], bool], progress: Progress | None = None
 ) -> Iterator[Batch]:
     """Yield what is durable now; what retention removes meanwhile is passed over."""
-    cursor = Cursor(directory / "cursors" / "rerate.never-saved", files)
+    cursor = Cursor(directory / "cursors" / "rerate.never-saved", files)  # this process's own: begins anew
     reader = Reader(directory, cursor, files)
     total: int | None = None
     for _ in range(READS_MAX):

@@ -23,7 +23,7 @@ from gateway.assembly import book_of
 from gateway.pricing.catalogue import CatalogueError
 from gateway.pricing.rates import parse_instant
 from gateway.pricing.selling import Book
-from gateway.rerating import AlreadyRerating, Outcome, Selection, Sums, rerate, usd
+from gateway.rerating import AlreadyRerating, DamagedRevisions, Outcome, Selection, Sums, rerate, usd
 from gateway.settings import JournalSettings, Settings
 from otel.journal import Bounds, JournalUnavailable, JournalWriter
 from otel.journal.segments import REVISER
@@ -69,6 +69,10 @@ def rerate_journal(
         outcome = _run(journal, book, selection, dry_run=dry_run)
     except (AlreadyRerating, CatalogueError) as fault:
         raise CannotRerate(str(fault)) from fault
+    except DamagedRevisions as fault:
+        raise CannotRerate(
+            f"a revision in {fault} cannot be read, so nothing was written; see `spanbill verify`"
+        ) from fault
     except JournalUnavailable as fault:
         raise CannotRerate(
             f"the journal takes no more ({fault}); what was written stays, run the command again"

@@ -25,8 +25,8 @@ A bill that `spanbill rerate` rates otherwise stays as it is, and gets a revisio
 trace of its own, `rerate <operation> <model>`, with one link, to the bill's span, at the time of the bill's
 end. In the journal it is a record of kind `R` whose `id` is that of the bill. Its key is
 (`billing.revision.of`, `billing.revision.number`): numbers of a bill are 1, 2, … without gaps, each begins
-with what the one before came to, and the newest counts. Ids are hashes: the same journal and catalogue
-always give the same bytes.
+with what the one before came to, and the newest counts; a reader may meet one before its bill. Ids are
+hashes: the same journal and catalogue always give the same bytes.
 
 A revision has no `billing.record.id`, no `billing.cost.usd`, no amounts by dimension, no usage and no
 `gen_ai.usage.cost`, so that no sum of bills counts it. The sum of `billing.cost.usd` of bills and of

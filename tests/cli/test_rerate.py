@@ -250,6 +250,21 @@ def test_as_another_user_than_the_gateway_s_nothing_is_written(
     assert rerated("--dry-run")["total"]["revised"] == 6
 
 
+def test_a_damaged_revision_stops_the_next_one(journal: Path) -> None:
+    Path("prices.yaml").write_text(CORRECTED)
+    done("rerate", *RANGE)
+    written = lines(journal, "R")
+    (segment,) = journal.glob("*-*-*/r*.jsonl")
+    data = segment.read_bytes()
+    assert data.count(b"brand-new") > 1
+    segment.write_bytes(data.replace(b"brand-new", b"brand-old", 1))
+    Path("prices.yaml").write_text(CORRECTED.replace("output: 5", "output: 6"))
+    result = spanbill("rerate", *RANGE)
+    assert result.exit_code == 78
+    assert segment.name in result.stderr
+    assert len(lines(journal, "R")) == len(written)
+
+
 def test_without_a_journal_nothing_is_made(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPANBILL_JOURNAL__DIRECTORY", "elsewhere")
     result = spanbill("rerate", *RANGE)

@@ -104,6 +104,13 @@ def test_the_same_catalogue_changes_nothing(folder: Path) -> None:
     assert after == before
 
 
+def test_another_catalogue_with_the_same_prices_changes_nothing(folder: Path) -> None:
+    other = changed(unheard_of="1/2")
+    assert other.catalogue.hash != book().catalogue.hash
+    assert run(folder, other).total.revised == 0
+    assert lines(folder, "R") == []
+
+
 counts = st.dictionaries(st.sampled_from(sorted(DIMENSIONS)), st.integers(0, 10**7), min_size=1, max_size=8)
 words = st.sampled_from(["default", "flex", "batch", "priority"])
 usages = st.builds(
