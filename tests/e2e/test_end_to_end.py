@@ -19,6 +19,7 @@ import pytest
 
 from deploy.stack import Stack, free_ports, have_go, wait_until
 from otel.journal.audit import Logs, audit_folder
+from tests.conftest import ROOT
 from tests.e2e.readers import PICO, bills_in_log, jaeger_spans, log_bills, log_revisions, promql, sums_by_user
 from tests.gateway_process import KEYS, Gateway, attributes, bills_in_journal, free_port, spans_in
 
@@ -192,6 +193,10 @@ def test_revisions_of_bills_change_no_total_but_their_own(world: tuple[Stack, Ga
     revised = sum(by_user("llm_gateway_revisions_total", 1).values())
     assert revised == 40
     assert_promql_agrees(stack, expected)  # bills, tokens and cost are as before
+    page = (ROOT / "docs" / "prices.md").read_text(encoding="utf-8")
+    query = page[page.index("sum by (billing_user_id) (llm_gateway_cost_USD") :].partition("\n\n")[0]
+    owed = {user: round(usd * PICO) for user, usd in promql(stack.url("prometheus"), query).items()}
+    assert owed == {user: row["cost"] + deltas[user] for user, row in expected.items()}
     assert_jaeger_agrees(stack, expected)
     one = log_revisions(stack.log_file)[0]["billing.revision.of"]
     tags = json.dumps({"billing.revision.of": one})
