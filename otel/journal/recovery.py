@@ -200,7 +200,10 @@ def _to_read(paths: list[Path], files: Files) -> list[Path]:
     """
     oldest = _oldest_open(paths, files)
     first = next((index for index, path in enumerate(paths) if _number(path) >= oldest), len(paths))
-    while 0 < first < len(paths) and header_at(paths[first], files) is None:
+    while first < len(paths):  # ends at the first segment, at the latest
+        files.sync_file(paths[first])  # a header that a power loss could still take says nothing
+        if first == 0 or header_at(paths[first], files) is not None:
+            break
         first -= 1
     return paths[first:]
 
