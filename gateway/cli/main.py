@@ -6,9 +6,8 @@ or the address cannot be used (EX_CONFIG).
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -16,11 +15,9 @@ from gateway import __version__
 from gateway.cli.prices import app as prices
 from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
 from gateway.cli.serve import serve_forever
+from gateway.cli.stopping import settings_or_stop, stop
 from gateway.cli.verify import verify_journal
-from gateway.settings import Settings, SettingsError, load_settings
 from otel.journal.audit import Logs
-
-EX_CONFIG = 78
 
 app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, help=__doc__.splitlines()[0])
 app.add_typer(prices, name="prices")
@@ -40,7 +37,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    settings = _settings()
+    settings = settings_or_stop()
     listen = settings.server.model_copy(
         update={
             name: value
@@ -50,13 +47,13 @@ def serve(
     )
     fault = serve_forever(settings.model_copy(update={"server": listen}))
     if fault is not None:
-        _stop(fault)
+        stop(fault)
 
 
 @app.command()
 def check() -> None:
     """Check the configuration and print what it comes to, without secrets."""
-    settings = _settings()
+    settings = settings_or_stop()
     typer.echo(settings.model_dump_json(indent=2))
 
 
@@ -77,11 +74,11 @@ def verify(
     strict: Annotated[bool, typer.Option(help="Intents that wait for recovery are a breach.")] = False,
 ) -> None:
     """Say whether the journal is complete and intact; docs/verify.md explains every finding."""
-    directory = journal if journal is not None else _settings().journal.directory
+    directory = journal if journal is not None else settings_or_stop().journal.directory
     logs = Logs(collector=collector_log, upstream=upstream_log, client=client_log)
     sound = verify_journal(directory, logs, heads=heads, as_json=json, strict=strict)
     if isinstance(sound, str):
-        _stop(sound)
+        stop(sound)
     raise SystemExit(0 if sound else 1)
 
 
@@ -98,24 +95,12 @@ def rerate(
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Rate bills anew and write a revision of each that comes out otherwise; docs/prices.md shows how."""
-    settings = _settings()
+    settings = settings_or_stop()
     try:
         selection = selection_of(since, until, model, user)
     except ValueError as fault:
-        _stop(str(fault), 2)
+        stop(str(fault), 2)
     try:
         rerate_journal(settings, selection, catalog=catalog, dry_run=dry_run, as_json=json)
     except CannotRerate as fault:
-        _stop(str(fault))
-
-
-def _settings() -> Settings:
-    try:
-        return load_settings()
-    except SettingsError as fault:
-        _stop(str(fault))
-
-
-def _stop(message: str, code: int = EX_CONFIG) -> NoReturn:
-    print(f"spanbill: {message}", file=sys.stderr)
-    raise SystemExit(code)
+        stop(str(fault))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.assembly import book_of
+from gateway.cli.stopping import settings_or_stop, stop
 from gateway.pricing import importer, litellm
 from gateway.pricing.catalogue import Catalogue, CatalogueError, nothing_shipped, packaged_rates
 from gateway.pricing.own import FILE_BYTES_MAX, FORMAT, exact, parse_catalogue, read_catalogue
 from gateway.pricing.rates import parse_exchange, parse_instant
 from gateway.pricing.views import MAIN, differences, listed, shown
-from gateway.settings import Settings, SettingsError, load_settings
 
-EX_CONFIG: Final = 78
 WIDTH: Final = 1_000
 """Of a table that is piped: a row is a line."""
 LEFT_OUT_MAX: Final = 40
@@ -77,7 +76,7 @@ def show(model: str, at: At = None, catalog: Which = "current", json: Json = Fal
                 table.add_row(*(first if place == 0 else ("", "", "")), dimension, rate)
         _show(table)
     if not entries:
-        _stop(f"{model}: no price is known; `spanbill prices list` names the models that have one", 1)
+        stop(f"{model}: no price is known; `spanbill prices list` names the models that have one", 1)
 
 
 @app.command("import")
@@ -90,7 +89,7 @@ def import_(
     try:
         sections, left_out = _imported(source)
     except (OSError, ValueError) as fault:
-        _stop(f"{source}: {fault}")
+        stop(f"{source}: {fault}")
     if provider is not None:
         sections = {name: section for name, section in sections.items() if name == provider}
     document = {"format": FORMAT, "source": source, "providers": sections}
@@ -98,13 +97,13 @@ def import_(
     try:
         found, _ = parse_catalogue(data, str(out), {})
     except CatalogueError as fault:
-        _stop(str(fault))
+        stop(str(fault))
     part = out.with_name(out.name + ".part")
     try:
         part.write_bytes(data)
         part.replace(out)
     except OSError as fault:
-        _stop(f"{out}: {fault.strerror}")
+        stop(f"{out}: {fault.strerror}")
     for line in left_out[:LEFT_OUT_MAX]:
         print(f"left out: {line}", file=sys.stderr)
     if len(left_out) > LEFT_OUT_MAX:
@@ -142,7 +141,7 @@ def check(
     ] = None,
 ) -> None:
     """Check the settings' prices, or a catalogue file, wholly; exit 78 and name every mistake."""
-    settings = _settings()
+    settings = settings_or_stop()
     if file is not None:
         settings = settings.model_copy(
             update={"prices": settings.prices.model_copy(update={"catalog": file})}
@@ -150,7 +149,7 @@ def check(
     try:
         book = book_of(settings.prices)
     except CatalogueError as fault:
-        _stop(str(fault))
+        stop(str(fault))
     rows = list(listed(book.catalogue, _at(None)))
     own = settings.prices.catalog
     print(
@@ -174,7 +173,7 @@ def _imported(source: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _catalogue(which: str) -> Catalogue:
-    settings = _settings().prices
+    settings = settings_or_stop().prices
     try:
         if which == "current":
             return book_of(settings).catalogue
@@ -184,14 +183,7 @@ def _catalogue(which: str) -> Catalogue:
         own = read_catalogue(Path(which), exchange)
         return Catalogue(nothing_shipped(), own=own, exchange=exchange)
     except (CatalogueError, ValueError) as fault:
-        _stop(str(fault))
-
-
-def _settings() -> Settings:
-    try:
-        return load_settings()
-    except SettingsError as fault:
-        _stop(str(fault))
+        stop(str(fault))
 
 
 def _at(written: str | None) -> int:
@@ -200,7 +192,7 @@ def _at(written: str | None) -> int:
     try:
         return parse_instant(written)
     except ValueError as fault:
-        _stop(f"--at: {fault}", 2)
+        stop(f"--at: {fault}", 2)
 
 
 def _table(*columns: str) -> Table:
@@ -218,8 +210,3 @@ def _show(table: Table) -> None:
 
 def _print(document: dict[str, Any]) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
-
-
-def _stop(message: str, code: int = EX_CONFIG) -> NoReturn:
-    print(f"spanbill: {message}", file=sys.stderr)
-    raise SystemExit(code)

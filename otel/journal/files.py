@@ -141,25 +141,13 @@ class Files:
     def replace(self, path: Path, data: bytes) -> None:
         """Put `data` at `path`, durably: whoever reads finds the old content or the new, whole."""
         new = path.with_suffix(".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-        try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, "short write")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _write_whole(new, os.O_TRUNC, data)
         os.replace(new, path)
         self.sync_directory(path.parent)
 
     def append(self, path: Path, data: bytes) -> None:
         """Add `data` to the end of a file, durably; the file is made if it is not there."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, "short write")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _write_whole(path, os.O_APPEND, data)
         self.sync_directory(path.parent)
 
     def rename(self, path: Path, to: Path) -> None:
@@ -249,3 +237,14 @@ def reason_of(fault: OSError) -> str:
     if fault.errno is None:
         return str(fault)
     return f"{errno.errorcode.get(fault.errno, fault.errno)}: {os.strerror(fault.errno)}"
+
+
+def _write_whole(path: Path, how: int, data: bytes) -> None:
+    """Write `data` to a file and sync it; `how` is O_TRUNC or O_APPEND."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o640)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, "short write")
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -19,6 +19,7 @@ from gateway.metering.settle import Ending
 from gateway.pricing.selling import Book, Sale
 from gateway.recording.facts import price_facts
 from gateway.recording.span import billing_span
+from gateway.rerating import sale_of
 from gateway.settings import PricesSettings
 from otel.journal.audit.bills import Span, read_bill
 from otel.schema import encode_span
@@ -104,16 +105,7 @@ def exchange(chance: random.Random) -> Exchange:
 def rated_again(attributes: dict[str, object], ended_unix_ns: int, book: Book) -> object:
     facts = price_facts(attributes, ended_unix_ns)
     assert facts is not None
-    sale = Sale(
-        provider=facts.provider,
-        section=facts.section,
-        model=facts.model,
-        served=facts.served,
-        key_id=facts.key_id,
-        team=facts.team,
-        at_unix_s=facts.at_unix_s,
-    )
-    return book.charge(sale, facts.usage)
+    return book.charge(sale_of(facts), facts.usage)
 
 
 def test_a_bill_is_rated_again_from_its_span_to_the_same_charge() -> None:
