@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 from zlib import crc32
 
 import msgspec
@@ -24,13 +24,29 @@ BYTES_MAX: Final = 64 * 1024 * 1024
 """A cursor file is read up to this size: half a million segments."""
 
 
-_Passed = Annotated[int, msgspec.Meta(ge=0)]
+_Offset = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Passed(Protocol):
+    """What a reader of the journal asks its cursor, wherever that is kept."""
+
+    def __getitem__(self, segment: str) -> int:
+        """Return the offset up to which `segment` is done; 0 if it is new."""
+        ...
+
+    def seen(self, writer: str) -> int:
+        """Return the number up to which the records of `writer` have been passed without a gap."""
+        ...
+
+    def keep_only(self, segments: set[str], writers: set[str]) -> None:
+        """Forget what is no longer in the folder."""
+        ...
 
 
 class _State(msgspec.Struct, frozen=True):
     v: int
-    offsets: dict[str, _Passed]
-    seen: dict[str, _Passed] = {}
+    offsets: dict[str, _Offset]
+    seen: dict[str, _Offset] = {}
     crc: str = ""
 
     def checksum(self) -> str:

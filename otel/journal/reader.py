@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from otel.journal.cursor import Cursor
+from otel.journal.cursor import Passed
 from otel.journal.files import Files
 from otel.journal.lines import LINE_BYTES_MAX, Damage, kind_of, lines_in, number_of, spans_of
 from otel.journal.segments import SEGMENTS, SegmentName, in_order, is_sealed, mark_path, readable
@@ -68,7 +68,7 @@ class Reader:
         directory: of the journal.
     """
 
-    def __init__(self, directory: Path, cursor: Cursor, files: Files | None = None) -> None:
+    def __init__(self, directory: Path, cursor: Passed, files: Files | None = None) -> None:
         self._directory = directory
         self._cursor = cursor
         self._files = files or Files()

@@ -1,0 +1,366 @@
+"""Projection: a settled line of the journal becomes a row, and nothing but the line decides which.
+
+The same line gives the same row in every ledger, however often and in whatever company it is read. What a
+bill does not say is NULL, never 0. A bill that no ledger can hold is refused with the reason, not bent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from gateway.core.dimensions import DIMENSIONS
+from gateway.core.money import PICO_PER_USD
+from gateway.ledger.schema import TOKENS
+from otel.journal.audit.bills import PICO_PER_USD as _AUDIT_PICO
+from otel.journal.audit.bills import STATUSES
+
+assert _AUDIT_PICO == PICO_PER_USD
+
+Value = str | int | bool | None
+Row = tuple[Value, ...]
+
+INT64_MAX: Final = 2**63 - 1
+UNITS_MAX: Final = 10**12
+"""Units of one dimension in one bill: nine million such bills still add up within 64 bits."""
+SMALL_MAX: Final = 2**31 - 1
+KNOWN_MAX: Final = 50_000
+"""Remembered ids; callers choose some of the names, so the memo starts over when it is full."""
+
+SETTLED_REVISION: Final = 0
+"""The revision of a bill as it was settled."""
+
+
+class Refused(ValueError):
+    """A bill cannot be held by a ledger; the message says why."""
+
+
+class _Strings(msgspec.Struct, frozen=True, gc=False):
+    values: list[dict[str, str]] = []
+
+
+class _Value(msgspec.Struct, frozen=True, gc=False):
+    stringValue: str | None = None  # noqa: N815  # OTLP's own names
+    intValue: str | None = None  # noqa: N815
+    doubleValue: float | None = None  # noqa: N815
+    boolValue: bool | None = None  # noqa: N815
+    arrayValue: _Strings | None = None  # noqa: N815
+
+
+class _Pair(msgspec.Struct, frozen=True, gc=False):
+    key: str
+    value: _Value
+
+
+class _Span(msgspec.Struct, frozen=True, rename="camel"):
+    trace_id: str
+    span_id: str
+    start_time_unix_nano: str
+    end_time_unix_nano: str
+    attributes: list[_Pair]
+
+
+class _Scope(msgspec.Struct, frozen=True, rename="camel"):
+    spans: list[_Span]
+
+
+class _Resource(msgspec.Struct, frozen=True, rename="camel"):
+    scope_spans: list[_Scope]
+
+
+class _ChargeLine(msgspec.Struct, frozen=True):
+    usd: str
+    dimension: str | None = None
+    id: str | None = None
+    kind: str = "charge"
+    units: int | None = None
+    rate: str | None = None
+    times: str | None = None
+    percent: str | None = None
+    model: str | None = None
+
+
+Facts = dict[str, Any]
+"""Attributes by name; each is of the type that `otel.schema` gives it, or the databases would refuse it."""
+
+_decode: Final = msgspec.json.Decoder(_Resource).decode
+_decode_line: Final = msgspec.json.Decoder(_ChargeLine).decode
+_NUL: Final = b"\\u0000"
+_COUNTS: Final = {
+    name: (dimension.attribute, f"billing.cost.{name}_usd") for name, dimension in DIMENSIONS.items()
+}
+_CACHE_WRITE_OLDER: Final = "gen_ai.usage.cache_creation.input_tokens"
+_PARTS: Final = {name: tuple(d.name for d in DIMENSIONS.values() if d.part_of == name) for name in DIMENSIONS}
+_OWN_ATTRIBUTES: Final = tuple(_COUNTS[name][0] for name in TOKENS)
+_OTHERS: Final = {attribute: name for name, (attribute, _) in _COUNTS.items() if name not in TOKENS}
+_COST_LINES: Final = {line: name for name, (_, line) in _COUNTS.items()}
+_NO_LINES: Final = frozenset(
+    {"billing.cost.usd", "billing.cost.reported_usd", "billing.cost.reported_difference_usd"}
+)
+
+
+class Rows(msgspec.Struct, kw_only=True):
+    """What a stretch of the journal comes to; rows have the columns of their tables, in their order.
+
+    Args:
+        lines: for each of `bills` its own.
+        accounts, routes, rates: by id, all that `bills` name.
+        refused: for lines that give no row their place in what was projected, and why.
+        places: for each of `bills` its place in what was projected.
+    """
+
+    bills: list[Row] = []
+    lines: list[list[Row]] = []
+    accounts: dict[int, Row] = {}
+    routes: dict[int, Row] = {}
+    rates: dict[int, Row] = {}
+    refused: list[tuple[int, str]] = []
+    places: list[int] = []
+
+
+class Projector:
+    """Projects the lines of one gateway's journal."""
+
+    def __init__(self, gateway_id: int) -> None:
+        self._gateway_id = gateway_id
+        self._ids: dict[Row, int] = {}
+
+    def add(self, rows: Rows, spans: Sequence[bytes], first: int = 0) -> None:
+        """Add the rows of settled lines, given the inside of each one's `resourceSpans`.
+
+        Args:
+            first: place of the first of `spans` in what is projected.
+        """
+        for place, inner in enumerate(spans, first):
+            try:
+                bill, lines = self._bill(inner, rows)
+            except (ValueError, LookupError) as fault:  # so are msgspec's errors
+                rows.refused.append((place, _reason(fault)))
+                continue
+            rows.bills.append(bill)
+            rows.lines.append(lines)
+            rows.places.append(place)
+
+    def _bill(self, inner: bytes, rows: Rows) -> tuple[Row, list[Row]]:
+        if _NUL in inner:  # PostgreSQL's text has none
+            inner = inner.replace(_NUL, b"\\ufffd")
+        (scope,) = _decode(inner).scope_spans
+        (span,) = scope.spans
+        a = _facts(span.attributes)
+        record_id = str(a["billing.record.id"])
+        status = a["billing.status"]
+        if status not in STATUSES:
+            raise Refused(f"its status is {status!r}")
+        get = a.get
+        requested = a["gen_ai.request.model"]
+        served = get("gen_ai.response.model")
+        account_id = self._known(rows.accounts, _account(a))
+        route_id = self._known(
+            rows.routes,
+            (
+                get("gen_ai.operation.name"),
+                get("billing.protocol"),
+                get("gen_ai.provider.name"),
+                served or requested,
+                requested,
+                served,
+                get("billing.alias"),
+            ),
+        )
+        cost = get("billing.cost.usd")
+        cost_pico = None if cost is None else _pico(cost)
+        rate_id = None
+        if cost_pico is not None:
+            rate = (
+                get("billing.price.id"),
+                get("billing.price.catalog"),
+                get("billing.price.tier"),
+                get("billing.service_tier"),
+                get("billing.cost.source"),
+            )
+            rate_id = self._known(rows.rates, rate)
+        counts = [get(attribute) for attribute in _OWN_ATTRIBUTES]
+        if counts[3] is None:
+            counts[3] = get(_CACHE_WRITE_OLDER)
+        for units in counts:
+            if units is not None:
+                _bounded(units, UNITS_MAX, "a count")
+        tried = get("billing.providers_tried")
+        bill = (
+            record_id,
+            SETTLED_REVISION,
+            self._gateway_id,
+            _bounded(int(span.start_time_unix_nano), INT64_MAX, "its start"),
+            _bounded(int(span.end_time_unix_nano), INT64_MAX, "its end"),
+            span.trace_id,
+            span.span_id,
+            account_id,
+            route_id,
+            rate_id,
+            status,
+            str(a["billing.outcome"]),
+            get("error.type"),
+            _bounded(get("billing.http.status_code"), SMALL_MAX, "an HTTP status"),
+            _bounded(a["billing.attempts"], SMALL_MAX, "the number of attempts"),
+            _json(tried) if isinstance(tried, list) and len(tried) > 1 else None,
+            bool(get("gen_ai.request.stream")),
+            *counts,
+            get("billing.usage.source"),
+            cost_pico,
+            get("billing.cost.reported_usd"),
+            _micros(get("billing.latency_ms"), 1_000),
+            _micros(get("gen_ai.response.time_to_first_chunk"), 1_000_000),
+            get("billing.client.request_id"),
+            get("session.id"),
+            get("user.id"),
+        )
+        lines: Iterable[Row] = _lines(a) if cost_pico is not None else ()
+        found = [*lines, *_other_counts(a)]
+        return bill, [(record_id, SETTLED_REVISION, number, *line) for number, line in enumerate(found)]
+
+    def _known(self, table: dict[int, Row], row: Row) -> int:
+        """Return the id of what many bills share, and note that these rows need it."""
+        found = self._ids.get(row)
+        if found is None:
+            if len(self._ids) >= KNOWN_MAX:
+                self._ids.clear()
+            found = self._ids[row] = id_of(row)
+        table[found] = row
+        return found
+
+
+def id_of(value: Row | str) -> int:
+    """Return the id of a value: the same in every ledger, positive and within 63 bits."""
+    return int.from_bytes(blake2b(msgspec.json.encode(value), digest_size=8).digest()) >> 1
+
+
+def _facts(pairs: list[_Pair]) -> Facts:
+    facts: Facts = {}
+    for pair in pairs:
+        value = pair.value
+        if value.stringValue is not None:
+            facts[pair.key] = value.stringValue
+        elif value.intValue is not None:
+            facts[pair.key] = int(value.intValue)
+        elif value.doubleValue is not None:
+            facts[pair.key] = value.doubleValue
+        elif value.boolValue is not None:
+            facts[pair.key] = value.boolValue
+        elif value.arrayValue is not None:
+            facts[pair.key] = [item["stringValue"] for item in value.arrayValue.values]
+    return facts
+
+
+def _account(a: Facts) -> Row:
+    tags = a.get("billing.tags")
+    return (
+        str(a["billing.key.id"]),
+        str(a["billing.user.id"]),
+        a.get("billing.user.name"),
+        a.get("billing.user.source"),
+        a.get("billing.team"),
+        a.get("billing.project"),
+        None if tags is None else _json(tags),
+    )
+
+
+def _lines(a: Facts) -> list[Row]:
+    """Return kind, dimension, model, units, rate and cost of each line of the cost."""
+    stated = a.get("billing.cost.lines")
+    adjustments = a.get("billing.cost.adjustments")
+    if isinstance(stated, list):
+        texts = [*stated, *(adjustments if isinstance(adjustments, list) else ())]
+        return [_stated(_decode_line(text)) for text in texts]
+    found: list[Row] = []
+    for name, value in a.items():
+        if not name.startswith("billing.cost.") or not name.endswith("_usd") or name in _NO_LINES:
+            continue
+        dimension = _COST_LINES.get(name)
+        if dimension is None:
+            other = name.removeprefix("billing.cost.").removesuffix("_usd")
+            found.append((other, other, None, None, None, _pico(value)))
+        else:
+            found.append(("charge", dimension, None, _charged(dimension, a), None, _pico(value)))
+    return found
+
+
+def _stated(line: _ChargeLine) -> Row:
+    rate = line.rate if line.times is None else f"{line.rate} x {line.times}"
+    if line.percent is not None:
+        rate = f"{line.percent}%"
+    name = line.dimension or line.id
+    if name is None:
+        raise Refused("a line of its cost has no name")
+    units = None if line.units is None else _bounded(line.units, INT64_MAX, "units of a line")
+    return (line.kind, name, line.model, units, rate, _pico(line.usd))
+
+
+def _charged(dimension: str, a: Facts) -> int | None:
+    """Return how many units a line charges: the count without the parts that have lines of their own."""
+    if dimension == "request":
+        return 1
+    count = _count(dimension, a)
+    return None if count is None else max(0, count - sum(_covered(part, a) for part in _PARTS[dimension]))
+
+
+def _covered(dimension: str, a: Facts) -> int:
+    parts = sum(_covered(part, a) for part in _PARTS[dimension])
+    return max(parts, _count(dimension, a) or 0) if _COUNTS[dimension][1] in a else parts
+
+
+def _count(dimension: str, a: Facts) -> int | None:
+    count = a.get(_COUNTS[dimension][0])
+    if count is None and dimension == "cache_write":
+        count = a.get(_CACHE_WRITE_OLDER)
+    return count if isinstance(count, int) else None
+
+
+def _other_counts(a: Facts) -> list[Row]:
+    return [
+        ("count", name, None, _bounded(a[attribute], INT64_MAX, "a count"), None, None)
+        for attribute, name in _OTHERS.items()
+        if attribute in a
+    ]
+
+
+def _pico(usd: object) -> int:
+    """Return an exact decimal string of USD as pico-USD.
+
+    Raises:
+        Refused: it is none, or is over 9.2 million USD.
+    """
+    if type(usd) is not str:
+        raise Refused("an amount is no decimal string")
+    below = usd.startswith("-")
+    whole, _, fraction = usd[below:].partition(".")
+    if len(fraction) > 12 or not (whole + fraction).isdecimal() or not usd.isascii():
+        raise Refused(f"{usd[:40]!r} is no exact amount of USD")
+    pico = int(whole + fraction.ljust(12, "0"))
+    _bounded(pico, INT64_MAX, "an amount in pico-USD")
+    return -pico if below else pico
+
+
+def _bounded(value: object, most: int, what: str) -> int:
+    if value is None:
+        return None  # type: ignore[return-value]  # absent stays absent
+    if type(value) is not int or not 0 <= value <= most:
+        raise Refused(f"{what} is {value!r}, and not a whole number from 0 to {most}")
+    return value
+
+
+def _micros(value: object, per: int) -> int | None:
+    """Return a duration in whole microseconds; it is a time and no money, so a float may be rounded."""
+    if not isinstance(value, int | float):
+        return None
+    return min(max(0, round(value * per)), INT64_MAX)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _reason(fault: Exception) -> str:
+    return str(fault) if isinstance(fault, Refused) else f"{type(fault).__name__}: {fault}"[:200]

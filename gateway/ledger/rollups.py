@@ -1,0 +1,157 @@
+"""Roll-ups: sums of bills by hour and day, kept in the transaction that adds the bills.
+
+They can be made again from the bills at any time and come out the same; a sum of counts that nobody
+reported stays NULL. Sums of money are kept in two parts: see `gateway.ledger.schema`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    Table,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+)
+
+from gateway.ledger import schema
+from gateway.ledger.projection import Row
+from gateway.ledger.schema import DAY_NS, HOUR_NS, PICO_PER_MILLI, SUMS, TOKENS, split
+from gateway.ledger.upserting import insert_into
+
+_COLUMN: Final = {name: at for at, name in enumerate(schema.bills.c.keys())}
+_ENDED: Final = _COLUMN["ended_unix_ns"]
+_GATEWAY: Final = _COLUMN["gateway_id"]
+_ACCOUNT: Final = _COLUMN["account_id"]
+_ROUTE: Final = _COLUMN["route_id"]
+_STATUS: Final = _COLUMN["status"]
+_ERROR: Final = _COLUMN["error_type"]
+_COST: Final = _COLUMN["cost_pico"]
+_FIRST_TOKENS: Final = _COLUMN[f"{TOKENS[0]}_tokens"]
+_PER_DAY: Final = DAY_NS // HOUR_NS
+_MAYBE: Final = frozenset(f"{name}_tokens" for name in TOKENS)
+
+Sums = list[int | None]
+Groups = dict[tuple[Any, ...], Sums]
+
+
+def fold(connection: Connection, bills: Iterable[Row]) -> None:
+    """Add bills, as rows of `schema.bills`, to the roll-ups."""
+    by_hour: Groups = {}
+    for bill in bills:
+        key = (bill[_ENDED] // HOUR_NS, bill[_GATEWAY], bill[_ACCOUNT], bill[_ROUTE], bill[_STATUS])
+        _add(by_hour, key, _of(bill))
+    by_day: Groups = {}
+    total: Groups = {}
+    for key, sums in by_hour.items():
+        _add(by_day, (key[0] // _PER_DAY, *key[1:]), sums)
+        _add(total, (key[0], key[1], key[4]), sums)
+    for table, groups in ((schema.hourly, by_hour), (schema.daily, by_day), (schema.totals, total)):
+        _upsert(connection, table, groups)
+
+
+def fold_all(connection: Connection, gateway_id: int) -> None:
+    """Make the roll-ups of a gateway again: from its bills, and the coarser ones from the finer."""
+    hourly, daily, totals, bills = schema.hourly, schema.daily, schema.totals, schema.bills
+    for table in schema.ROLLUPS:
+        connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
+    newer = bills.alias("newer")
+    superseded = (
+        select(literal(1))
+        .where(newer.c.record_id == bills.c.record_id, newer.c.revision > bills.c.revision)
+        .exists()
+    )
+    _fill(
+        connection,
+        hourly,
+        (whole(bills.c.ended_unix_ns, HOUR_NS), *(bills.c[name] for name in _keys(hourly)[1:])),
+        sums_of_bills(bills),
+        select().where(bills.c.gateway_id == gateway_id, ~superseded),
+    )
+    own = select().where(hourly.c.gateway_id == gateway_id)
+    day = (whole(hourly.c.hour, _PER_DAY), *(hourly.c[name] for name in _keys(daily)[1:]))
+    _fill(connection, daily, day, sums_of_sums(hourly), own)
+    _fill(connection, totals, tuple(hourly.c[name] for name in _keys(totals)), sums_of_sums(hourly), own)
+
+
+def whole(column: ColumnElement[int], by: int) -> ColumnElement[int]:
+    """Return a division of whole numbers that are not below zero, without rest."""
+    return column.op("/", return_type=column.type)(literal(by, column.type))  # type: ignore[arg-type]
+
+
+def sums_of_bills(bills: FromClause) -> list[ColumnElement[Any]]:
+    """Return the aggregates over `bills` that are called SUMS."""
+    cost = bills.c.cost_pico
+    rest = cost.op("%", return_type=cost.type)(literal(PICO_PER_MILLI, cost.type))
+    return [
+        func.count().label("bills"),
+        func.count(cost).label("priced"),
+        func.count(bills.c.error_type).label("errors"),
+        *[_sum(bills.c[f"{name}_tokens"]).label(f"{name}_tokens") for name in TOKENS],
+        # Cut towards zero and the rest with the sign of the whole: the parts of a credit add up, too.
+        func.coalesce(_sum(whole(cost, PICO_PER_MILLI)), 0).label("cost_milli"),
+        func.coalesce(_sum(rest), 0).label("cost_rest_pico"),
+    ]
+
+
+def sums_of_sums(table: FromClause) -> list[ColumnElement[Any]]:
+    """Return the aggregates over a roll-up that are called SUMS."""
+    return [_sum(table.c[name]).label(name) for name in SUMS]
+
+
+def _sum(column: ColumnElement[int]) -> ColumnElement[Any]:
+    return func.sum(column)
+
+
+def _keys(table: Table) -> list[str]:
+    return [column.name for column in table.primary_key.columns]
+
+
+def _of(bill: Row) -> Sums:
+    cost: Any = bill[_COST]
+    milli, rest = (0, 0) if cost is None else split(cost)
+    counts: Any = bill[_FIRST_TOKENS : _FIRST_TOKENS + len(TOKENS)]
+    return [1, int(cost is not None), int(bill[_ERROR] is not None), *counts, milli, rest]
+
+
+def _add(groups: Groups, key: tuple[Any, ...], more: Sums) -> None:
+    sums = groups.get(key)
+    if sums is None:
+        groups[key] = more.copy()
+        return
+    for at, amount in enumerate(more):
+        if amount is not None:
+            before = sums[at]
+            sums[at] = amount if before is None else before + amount
+
+
+def _upsert(connection: Connection, table: Table, groups: Groups) -> None:
+    statement = insert_into(connection, table)
+    added: dict[str, Any] = {}
+    for name in SUMS:
+        old, new = table.c[name], statement.excluded[name]
+        added[name] = func.coalesce(old + new, old, new) if name in _MAYBE else old + new
+    statement = statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=added)
+    names = [*_keys(table), *SUMS]
+    connection.execute(
+        statement, [dict(zip(names, (*key, *groups[key]), strict=True)) for key in sorted(groups)]
+    )
+
+
+def _fill(
+    connection: Connection,
+    table: Table,
+    keys: tuple[ColumnElement[Any], ...],
+    sums: list[ColumnElement[Any]],
+    rows: Select[Any],
+) -> None:
+    chosen = rows.add_columns(*keys, *sums).group_by(*keys)
+    connection.execute(insert(table).from_select([*_keys(table), *SUMS], chosen))

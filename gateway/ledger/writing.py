@@ -1,0 +1,288 @@
+"""Writing: rows, sums and cursor, in the transaction of the caller; a bill counts once, whatever comes again.
+
+    new id                      the rows, and their sums
+    known id, the same row      nothing: it was delivered twice
+    known id, another row       a line in `conflicts`; the first one counts
+
+The cursor moves only from where it was read: of two that follow one journal the slower one is told so
+(`Overtaken`), before any of its rows can stand.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Final
+
+import asyncpg
+import msgspec
+from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.util import await_only
+
+from gateway.ledger import schema
+from gateway.ledger.projection import SETTLED_REVISION, Row, Rows, id_of
+from gateway.ledger.rollups import fold, fold_all
+from gateway.ledger.upserting import upsert_for
+
+_LOOK_UP: Final = 500
+"""Ids in one statement: SQLite takes 32,766 parameters."""
+_GATEWAY: Final = list(schema.bills.c.keys()).index("gateway_id")
+
+
+class Overtaken(Exception):
+    """Somebody else moved this gateway's cursor; read it again."""
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of the journal some rows come from.
+
+    Args:
+        start, end: offsets in the segment; `start` is where the cursor stands.
+        seen: number of the writer's records passed without a gap at `end`.
+        spans: the lines that were projected, and where each one ends.
+    """
+
+    segment: str
+    writer: str
+    start: int
+    end: int
+    seen: int
+    spans: tuple[bytes, ...]
+    ends: tuple[int, ...]
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the lines of a stretch."""
+
+    bills: int
+    again: int
+    conflicts: int
+    refused: int
+
+
+def write(
+    connection: Connection,
+    gateway_id: int,
+    rows: Rows,
+    stretch: Stretch,
+    *,
+    now_unix_ns: int,
+    sums: bool = True,
+    known: set[int] | None = None,
+) -> Written:
+    """Write rows and move the cursor.
+
+    Args:
+        sums: keep the roll-ups; without it `refill` must follow.
+        known: ids of what many bills share that are surely there; the caller adds those of `rows` to it once
+            the transaction is done.
+
+    Raises:
+        Overtaken: nothing must be kept of this transaction.
+    """
+    _move(connection, gateway_id, stretch)
+    for table, shared in (
+        (schema.accounts, rows.accounts),
+        (schema.routes, rows.routes),
+        (schema.rates, rows.rates),
+    ):
+        # In one order, or two gateways could wait for each other.
+        fresh = [(key, *shared[key]) for key in sorted(shared) if known is None or key not in known]
+        if fresh:
+            _insert_missing(connection, table, fresh)
+    fresh_bills, clashes = _insert_bills(connection, rows)
+    if sums and fresh_bills:
+        fold(connection, fresh_bills)
+    _note(connection, gateway_id, stretch, clashes, rows.refused, now_unix_ns)
+    return Written(
+        bills=len(fresh_bills),
+        again=len(rows.bills) - len(fresh_bills) - len(clashes),
+        conflicts=len(clashes),
+        refused=len(rows.refused),
+    )
+
+
+def enrol(connection: Connection, folder: str) -> int:
+    """Return the id of a journal folder's gateway, which is made if it is new."""
+    gateway_id = id_of(folder)
+    _insert_missing(connection, schema.gateways, [(gateway_id, folder, False)])
+    return gateway_id
+
+
+def defer_sums(connection: Connection, gateway_id: int) -> None:
+    """Note that the roll-ups of a gateway have to be made again."""
+    _due(connection, gateway_id, due=True)
+
+
+def refill(connection: Connection, gateway_id: int) -> None:
+    """Make the roll-ups of a gateway again, from its bills."""
+    fold_all(connection, gateway_id)
+    _due(connection, gateway_id, due=False)
+
+
+def sums_due(connection: Connection, gateway_id: int) -> bool:
+    """Say whether the roll-ups of a gateway have yet to be made."""
+    column = schema.gateways.c.rollups_due
+    return bool(connection.execute(select(column).where(schema.gateways.c.id == gateway_id)).scalar())
+
+
+def forget(connection: Connection, gateway_id: int) -> None:
+    """Delete all that came from a gateway's journal; what bills share stays."""
+    own = select(schema.bills.c.record_id).where(schema.bills.c.gateway_id == gateway_id)
+    connection.execute(delete(schema.lines).where(schema.lines.c.record_id.in_(own)))
+    for table in (
+        schema.bills,
+        *schema.ROLLUPS,
+        schema.segments,
+        schema.writers,
+        schema.conflicts,
+    ):
+        connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
+
+
+def accept_loss(connection: Connection, gateway_id: int, lost: dict[str, tuple[int, int]]) -> None:
+    """Note that bills of removed segments will never be in this ledger.
+
+    Args:
+        lost: by segment its size in bytes and its bills.
+    """
+    for segment, (size, count) in lost.items():
+        row = {"gateway_id": gateway_id, "segment": segment, "passed": size, "lost_bills": count}
+        connection.execute(
+            upsert_for(connection, schema.segments, {"passed": size, "lost_bills": count}), [row]
+        )
+
+
+def _due(connection: Connection, gateway_id: int, *, due: bool) -> None:
+    connection.execute(
+        update(schema.gateways).where(schema.gateways.c.id == gateway_id).values(rollups_due=due)
+    )
+
+
+def _move(connection: Connection, gateway_id: int, stretch: Stretch) -> None:
+    segments, writers = schema.segments, schema.writers
+    moved = connection.execute(
+        update(segments)
+        .where(
+            segments.c.gateway_id == gateway_id,
+            segments.c.segment == stretch.segment,
+            segments.c.passed == stretch.start,
+        )
+        .values(passed=stretch.end)
+    )
+    if moved.rowcount != 1:
+        if stretch.start:
+            raise Overtaken(stretch.segment)
+        row = {"gateway_id": gateway_id, "segment": stretch.segment, "passed": stretch.end, "lost_bills": 0}
+        try:
+            connection.execute(insert(segments), [row])
+        except IntegrityError as fault:
+            raise Overtaken(stretch.segment) from fault
+    if stretch.seen:
+        row = {"gateway_id": gateway_id, "writer": stretch.writer, "seen": stretch.seen}
+        connection.execute(upsert_for(connection, writers, {"seen": stretch.seen}), [row])
+
+
+def _insert_bills(connection: Connection, rows: Rows) -> tuple[list[Row], list[tuple[int, str]]]:
+    """Insert what is new; return it, and for each clash its place and id."""
+    if not rows.bills:
+        return [], []
+    try:
+        with connection.begin_nested():
+            _insert(connection, schema.bills, rows.bills)
+            _insert(connection, schema.lines, list(chain.from_iterable(rows.lines)))
+    except (IntegrityError, asyncpg.UniqueViolationError):
+        return _insert_new(connection, rows)
+    return rows.bills, []
+
+
+def _insert_new(connection: Connection, rows: Rows) -> tuple[list[Row], list[tuple[int, str]]]:
+    """Insert rows of which some are known already."""
+    held = _held(connection, [str(bill[0]) for bill in rows.bills])
+    fresh: list[Row] = []
+    fresh_lines: list[Row] = []
+    clashes: list[tuple[int, str]] = []
+    for place, bill, lines in zip(rows.places, rows.bills, rows.lines, strict=True):
+        record_id = str(bill[0])
+        before = held.setdefault(record_id, (bill, lines))
+        if before[0] is bill:
+            fresh.append(bill)
+            fresh_lines += lines
+        elif _content(bill) != _content(before[0]) or lines != before[1]:
+            clashes.append((place, record_id))
+    _insert(connection, schema.bills, fresh)
+    _insert(connection, schema.lines, fresh_lines)
+    return fresh, clashes
+
+
+def _content(bill: Row) -> Row:
+    """Return what two deliveries of a bill must agree in: all but whose copy of the journal it came from."""
+    return (*bill[:_GATEWAY], *bill[_GATEWAY + 1 :])
+
+
+def _held(connection: Connection, ids: list[str]) -> dict[str, tuple[Row, list[Row]]]:
+    """Return the rows, as first settled, of those ids that are there."""
+    bills, lines = schema.bills, schema.lines
+    found: dict[str, tuple[Row, list[Row]]] = {}
+    for at in range(0, len(ids), _LOOK_UP):
+        some = ids[at : at + _LOOK_UP]
+        first = bills.c.revision == SETTLED_REVISION
+        for bill in connection.execute(select(bills).where(bills.c.record_id.in_(some), first)):
+            found[bill[0]] = (tuple(bill), [])
+        own = lines.c.revision == SETTLED_REVISION
+        chosen = select(lines).where(lines.c.record_id.in_(some), own).order_by(lines.c.line)
+        for line in connection.execute(chosen):
+            found[line[0]][1].append(tuple(line))
+    return found
+
+
+def _note(
+    connection: Connection,
+    gateway_id: int,
+    stretch: Stretch,
+    clashes: list[tuple[int, str]],
+    refused: list[tuple[int, str]],
+    now_unix_ns: int,
+) -> None:
+    different = "another bill with this id came first, and counts"
+    notes: list[tuple[str, int, str | None, str]] = [
+        ("conflict", place, record_id, different) for place, record_id in clashes
+    ]
+    notes += [("refused", place, None, why) for place, why in refused]
+    if notes:
+        connection.execute(
+            insert(schema.conflicts),
+            [
+                {
+                    "gateway_id": gateway_id,
+                    "segment": stretch.segment,
+                    "line_end": stretch.ends[place],
+                    "kind": kind,
+                    "record_id": record_id,
+                    "why": why,
+                    "line": stretch.spans[place].decode().replace("\0", ""),
+                    "noted_unix_ns": now_unix_ns,
+                }
+                for kind, place, record_id, why in notes
+            ],
+        )
+
+
+def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
+    """Insert rows that have a table's columns in their order, as fast as the database takes them."""
+    if not rows:
+        return
+    names = [column.name for column in table.columns]
+    if connection.dialect.name == "postgresql":
+        driver = connection.connection.driver_connection
+        assert driver is not None  # the connection is in use
+        await_only(driver.copy_records_to_table(table.name, records=rows, columns=names))
+        return
+    marks = ",".join("?" * len(names))
+    connection.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)  # noqa: S608  # names of ours
+
+
+def _insert_missing(connection: Connection, table: Table, rows: list[Row]) -> None:
+    names = [column.name for column in table.columns]
+    values = [dict(zip(names, row, strict=True)) for row in rows]
+    connection.execute(upsert_for(connection, table, {}), values)
