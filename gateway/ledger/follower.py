@@ -1,8 +1,9 @@
 """Follower: one thread that brings the ledger after the journal, and never stands in a request's way.
 
-    following ──the database is away──▶ waiting      backs off, then catches up
-        │    ──its file is damaged────▶ set aside, made again from the journal
-        └────bills were removed that it has not, or its schema is newer──▶ stopped, loudly, until that is mended
+    following ──the database is away─────▶ waiting: backs off, then catches up
+        │    ──its file is damaged───────▶ set aside, and made again from the journal
+        └────bills were removed unread,
+             or its schema is newer──────▶ stopped, loudly, until that is mended
 
 It works in small bounded steps and gives way between them. What it has read it says in the ledger itself, in
 the rows' own transaction: a crash at any point repeats nothing and leaves out nothing.

@@ -6,7 +6,8 @@ bill does not say is NULL, never 0. A bill that no ledger can hold is refused wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -15,10 +16,7 @@ import msgspec
 from gateway.core.dimensions import DIMENSIONS
 from gateway.core.money import PICO_PER_USD
 from gateway.ledger.schema import TOKENS
-from otel.journal.audit.bills import PICO_PER_USD as _AUDIT_PICO
 from otel.journal.audit.bills import STATUSES
-
-assert _AUDIT_PICO == PICO_PER_USD
 
 Value = str | int | bool | None
 Row = tuple[Value, ...]
@@ -88,6 +86,7 @@ Facts = dict[str, Any]
 
 _decode: Final = msgspec.json.Decoder(_Resource).decode
 _decode_line: Final = msgspec.json.Decoder(_ChargeLine).decode
+_AMOUNT: Final = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]{1,12}))?", re.ASCII)
 _NUL: Final = b"\\u0000"
 _COUNTS: Final = {
     name: (dimension.attribute, f"billing.cost.{name}_usd") for name, dimension in DIMENSIONS.items()
@@ -97,9 +96,6 @@ _PARTS: Final = {name: tuple(d.name for d in DIMENSIONS.values() if d.part_of ==
 _OWN_ATTRIBUTES: Final = tuple(_COUNTS[name][0] for name in TOKENS)
 _OTHERS: Final = {attribute: name for name, (attribute, _) in _COUNTS.items() if name not in TOKENS}
 _COST_LINES: Final = {line: name for name, (_, line) in _COUNTS.items()}
-_NO_LINES: Final = frozenset(
-    {"billing.cost.usd", "billing.cost.reported_usd", "billing.cost.reported_difference_usd"}
-)
 
 
 class Rows(msgspec.Struct, kw_only=True):
@@ -217,8 +213,7 @@ class Projector:
             get("session.id"),
             get("user.id"),
         )
-        lines: Iterable[Row] = _lines(a) if cost_pico is not None else ()
-        found = [*lines, *_other_counts(a)]
+        found = _other_counts(a) if cost_pico is None else _lines(a, cost_pico) + _other_counts(a)
         return bill, [(record_id, SETTLED_REVISION, number, *line) for number, line in enumerate(found)]
 
     def _known(self, table: dict[int, Row], row: Row) -> int:
@@ -267,23 +262,25 @@ def _account(a: Facts) -> Row:
     )
 
 
-def _lines(a: Facts) -> list[Row]:
-    """Return kind, dimension, model, units, rate and cost of each line of the cost."""
-    stated = a.get("billing.cost.lines")
-    adjustments = a.get("billing.cost.adjustments")
-    if isinstance(stated, list):
-        texts = [*stated, *(adjustments if isinstance(adjustments, list) else ())]
-        return [_stated(_decode_line(text)) for text in texts]
-    found: list[Row] = []
-    for name, value in a.items():
-        if not name.startswith("billing.cost.") or not name.endswith("_usd") or name in _NO_LINES:
-            continue
-        dimension = _COST_LINES.get(name)
-        if dimension is None:
-            other = name.removeprefix("billing.cost.").removesuffix("_usd")
-            found.append((other, other, None, None, None, _pico(value)))
-        else:
-            found.append(("charge", dimension, None, _charged(dimension, a), None, _pico(value)))
+def _lines(a: Facts, cost_pico: int) -> list[Row]:
+    """Return kind, dimension, model, units, rate and cost of each line of the cost.
+
+    Raises:
+        Refused: they are not all of the cost.
+    """
+    stated = a.get("billing.cost.lines", ())
+    adjustments = a.get("billing.cost.adjustments", ())
+    found: list[Row]
+    if stated or adjustments:
+        found = [_stated(_decode_line(text)) for text in (*stated, *adjustments)]
+    else:
+        found = [
+            ("charge", dimension, None, _charged(dimension, a), None, _pico(a[name]))
+            for name, dimension in _COST_LINES.items()
+            if name in a
+        ]
+    if sum([line[-1] for line in found]) != cost_pico:  # type: ignore[misc]  # the last one is the cost
+        raise Refused("its lines do not add up to its cost")
     return found
 
 
@@ -307,8 +304,12 @@ def _charged(dimension: str, a: Facts) -> int | None:
 
 
 def _covered(dimension: str, a: Facts) -> int:
-    parts = sum(_covered(part, a) for part in _PARTS[dimension])
-    return max(parts, _count(dimension, a) or 0) if _COUNTS[dimension][1] in a else parts
+    covered = 0
+    for part in _PARTS[dimension]:
+        covered += _covered(part, a)
+    if _COUNTS[dimension][1] not in a:
+        return covered
+    return max(covered, _count(dimension, a) or 0)
 
 
 def _count(dimension: str, a: Facts) -> int | None:
@@ -319,6 +320,8 @@ def _count(dimension: str, a: Facts) -> int | None:
 
 
 def _other_counts(a: Facts) -> list[Row]:
+    if a.keys().isdisjoint(_OTHERS):
+        return []
     return [
         ("count", name, None, _bounded(a[attribute], INT64_MAX, "a count"), None, None)
         for attribute, name in _OTHERS.items()
@@ -332,15 +335,16 @@ def _pico(usd: object) -> int:
     Raises:
         Refused: it is none, or is over 9.2 million USD.
     """
-    if type(usd) is not str:
-        raise Refused("an amount is no decimal string")
-    below = usd.startswith("-")
-    whole, _, fraction = usd[below:].partition(".")
-    if len(fraction) > 12 or not (whole + fraction).isdecimal() or not usd.isascii():
-        raise Refused(f"{usd[:40]!r} is no exact amount of USD")
-    pico = int(whole + fraction.ljust(12, "0"))
-    _bounded(pico, INT64_MAX, "an amount in pico-USD")
-    return -pico if below else pico
+    match = _AMOUNT.fullmatch(usd) if type(usd) is str else None
+    if match is None:
+        raise Refused(f"{usd!r} is no exact amount of USD")
+    sign, whole, fraction = match.groups()
+    pico = int(whole) * PICO_PER_USD
+    if fraction is not None:
+        pico += int(fraction.ljust(12, "0"))
+    if pico > INT64_MAX:
+        raise Refused(f"{usd} USD is more than a ledger holds in one amount")
+    return -pico if sign else pico
 
 
 def _bounded(value: object, most: int, what: str) -> int:

@@ -47,7 +47,7 @@ def fold(connection: Connection, bills: Iterable[Row]) -> None:
     """Add bills, as rows of `schema.bills`, to the roll-ups."""
     by_hour: Groups = {}
     for bill in bills:
-        key = (bill[_ENDED] // HOUR_NS, bill[_GATEWAY], bill[_ACCOUNT], bill[_ROUTE], bill[_STATUS])
+        key = (int(bill[_ENDED] or 0) // HOUR_NS, bill[_GATEWAY], bill[_ACCOUNT], bill[_ROUTE], bill[_STATUS])
         _add(by_hour, key, _of(bill))
     by_day: Groups = {}
     total: Groups = {}
@@ -84,7 +84,7 @@ def fold_all(connection: Connection, gateway_id: int) -> None:
 
 def whole(column: ColumnElement[int], by: int) -> ColumnElement[int]:
     """Return a division of whole numbers that are not below zero, without rest."""
-    return column.op("/", return_type=column.type)(literal(by, column.type))  # type: ignore[arg-type]
+    return column.op("/", return_type=column.type)(literal(by, column.type))
 
 
 def sums_of_bills(bills: FromClause) -> list[ColumnElement[Any]]:
