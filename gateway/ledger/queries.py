@@ -1,0 +1,306 @@
+"""Queries: sums and records as statements with parameters, and the exact folding of what they return.
+
+Nothing is executed here. A sum is asked of the coarsest table that holds it (`gateway.ledger.periods`), so
+that a million bills cost no more than a few thousand rows; what several tables return is added in whole
+numbers. Callers' words only ever become parameters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo
+
+import msgspec
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    Text,
+    column,
+    literal,
+    or_,
+    select,
+    values,
+)
+
+from gateway.ledger import schema
+from gateway.ledger.periods import Grain, Period, Piece, days_of, pieces_of
+from gateway.ledger.rollups import sums_of_bills, sums_of_sums
+from gateway.ledger.schema import SUMS, TOKENS, total_pico
+
+Dimension = Literal["key", "user", "team", "project", "provider", "model", "day"]
+
+RECORDS_MAX: Final = 1_000
+"""Records of one page."""
+VALUES_MAX: Final = 100
+"""Values of one filter."""
+PIECES_A_STATEMENT: Final = 2_000
+"""Each piece takes three parameters, and PostgreSQL takes 32,767."""
+TOKEN_CHARS_MAX: Final = 512
+
+_ACCOUNT: Final = {
+    "key": schema.accounts.c.key_id,
+    "user": schema.accounts.c.user_id,
+    "team": schema.accounts.c.team,
+    "project": schema.accounts.c.project,
+}
+_ROUTE: Final = {"provider": schema.routes.c.provider, "model": schema.routes.c.model}
+
+
+class Filters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which bills count: of each member, any of its values; empty means all. None is a value: not known."""
+
+    key: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    team: tuple[str | None, ...] = ()
+    project: tuple[str | None, ...] = ()
+    provider: tuple[str | None, ...] = ()
+    model: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(len(getattr(self, name)) > VALUES_MAX for name in self.__struct_fields__):
+            raise ValueError(f"a filter takes at most {VALUES_MAX} values")
+
+
+class Sums(msgspec.Struct, kw_only=True):
+    """What some bills come to.
+
+    Args:
+        priced: bills that have a cost; with none of them `cost_pico` is 0, and not known.
+        tokens: by dimension, only where at least one bill reported it.
+    """
+
+    bills: int = 0
+    priced: int = 0
+    errors: int = 0
+    cost_pico: int = 0
+    tokens: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def add(self, row: Sequence[Any]) -> None:
+        """Add a row of the columns SUMS."""
+        bills, priced, errors, *counts, milli, rest = row
+        self.bills += int(bills)
+        self.priced += int(priced)
+        self.errors += int(errors)
+        self.cost_pico += total_pico(int(milli), int(rest))
+        for name, count in zip(TOKENS, counts, strict=True):
+            if count is not None:
+                self.tokens[name] = self.tokens.get(name, 0) + int(count)
+
+
+class Group(msgspec.Struct, kw_only=True):
+    """The sums of one combination of values, in all and by status."""
+
+    values: tuple[str | None, ...]
+    total: Sums = msgspec.field(default_factory=Sums)
+    by_status: dict[str, Sums] = msgspec.field(default_factory=dict)
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """A question for sums: all `statements` are to be executed, and their rows given to `fold`."""
+
+    group_by: tuple[Dimension, ...]
+    statements: tuple[Select[Any], ...]
+
+    def fold(self, rows: Iterable[Sequence[Any]]) -> list[Group]:
+        """Return the groups in the order of their values, what is not known last."""
+        groups: dict[tuple[str | None, ...], Group] = {}
+        width = len(self.group_by)
+        for row in rows:
+            key = tuple(row[:width])
+            group = groups.setdefault(key, Group(values=key))
+            sums = row[width + 1 :]
+            group.total.add(sums)
+            group.by_status.setdefault(row[width], Sums()).add(sums)
+        return sorted(groups.values(), key=lambda g: [(v is None, v or "") for v in g.values])
+
+
+def costs(group_by: Sequence[Dimension], filters: Filters, period: Period, zone: ZoneInfo) -> Costs:
+    """Return the question for sums over a half-open period, by some dimensions.
+
+    Args:
+        zone: whose days `day` means.
+
+    Raises:
+        ValueError: a dimension is named twice, or there are too many days.
+    """
+    if len(set(group_by)) != len(group_by):
+        raise ValueError("a dimension is named twice")
+    by_day = "day" in group_by
+    shared = any(name != "day" for name in group_by) or any(
+        getattr(filters, name) for name in (*_ACCOUNT, *_ROUTE)
+    )
+    days = days_of(period, zone) if by_day else [("", period)]
+    found: dict[Grain, list[Piece]] = {}
+    for label, stretch in days:
+        for piece in pieces_of(stretch, label, days=shared):
+            found.setdefault(piece.grain, []).append(piece)
+    statements: list[Select[Any]] = []
+    for grain, pieces in found.items():
+        table = {"bill": schema.bills, "day": schema.daily}.get(
+            grain, schema.hourly if shared else schema.totals
+        )
+        for at in range(0, len(pieces), PIECES_A_STATEMENT):
+            some = pieces[at : at + PIECES_A_STATEMENT]
+            statements.append(_sums(table, grain, some, tuple(group_by), filters))
+    return Costs(group_by=tuple(group_by), statements=tuple(statements))
+
+
+def _sums(
+    table: FromClause, grain: Grain, pieces: list[Piece], group_by: tuple[Dimension, ...], filters: Filters
+) -> Select[Any]:
+    """Return the sums of one table: first by the ids that stand in it, then by what these ids stand for."""
+    when = {"bill": "ended_unix_ns", "hour": "hour", "day": "day"}[grain]
+    parts = _parts(pieces)
+    ids = [
+        name
+        for name, columns in (("account_id", _ACCOUNT), ("route_id", _ROUTE))
+        if set(group_by) & set(columns)
+    ]
+    keys = [parts.c.label, *(table.c[name] for name in ids), table.c.status]
+    sums = sums_of_bills(table) if grain == "bill" else sums_of_sums(table)
+    inner = (
+        select(*keys, *sums)
+        .select_from(parts.join(table, (table.c[when] >= parts.c.start) & (table.c[when] < parts.c.end)))
+        .where(*_where(table, filters))
+        .group_by(*keys)
+    )
+    if grain == "bill":
+        inner = inner.where(counts(table))
+    by = inner.subquery("sums")
+    if not ids:
+        label = [by.c.label] * ("day" in group_by)
+        return select(*label, by.c.status, *[by.c[name] for name in SUMS])
+    chosen: list[ColumnElement[Any]] = [
+        by.c.label if name == "day" else {**_ACCOUNT, **_ROUTE}[name] for name in group_by
+    ]
+    source: FromClause = by
+    if "account_id" in ids:
+        source = source.join(schema.accounts, schema.accounts.c.id == by.c.account_id)
+    if "route_id" in ids:
+        source = source.join(schema.routes, schema.routes.c.id == by.c.route_id)
+    return select(*chosen, by.c.status, *sums_of_sums(by)).select_from(source).group_by(*chosen, by.c.status)
+
+
+def _parts(pieces: list[Piece]) -> CTE:
+    names = (column("label", Text), column("start", BigInteger), column("end", BigInteger))
+    rows = [(piece.label, piece.start, piece.end) for piece in pieces]
+    return values(*names, name="parts").data(rows).cte("parts")
+
+
+def _where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = [
+        table.c[name].in_(select(owner.c.id).where(*chosen))
+        for name, owner, columns in (
+            ("account_id", schema.accounts, _ACCOUNT),
+            ("route_id", schema.routes, _ROUTE),
+        )
+        if (chosen := [_any(columns[f], getattr(filters, f)) for f in columns if getattr(filters, f)])
+    ]
+    if filters.status:
+        found.append(table.c.status.in_(filters.status))
+    return found
+
+
+def _any(of: ColumnElement[Any], wanted: tuple[str | None, ...]) -> ColumnElement[bool]:
+    known = of.in_([value for value in wanted if value is not None])
+    return or_(known, of.is_(None)) if None in wanted else known
+
+
+def counts(table: FromClause) -> ColumnElement[bool]:
+    """Return the condition that a row of `bills` is the newest revision of its bill."""
+    newer = schema.bills.alias("newer")
+    later = select(literal(1)).where(
+        newer.c.record_id == table.c.record_id, newer.c.revision > table.c.revision
+    )
+    return ~later.exists()
+
+
+class After(msgspec.Struct, frozen=True):
+    """The last record of a page: the next page begins after it."""
+
+    ended_unix_ns: int
+    record_id: str
+
+    def token(self) -> str:
+        """Return it as text that a caller can hand back."""
+        return base64.urlsafe_b64encode(msgspec.json.encode((self.ended_unix_ns, self.record_id))).decode()
+
+
+def after(token: str) -> After:
+    """Return what a caller handed back.
+
+    Raises:
+        ValueError: it is no token of ours.
+    """
+    try:
+        if len(token) > TOKEN_CHARS_MAX:
+            raise ValueError
+        ended, record_id = msgspec.json.decode(
+            base64.b64decode(token, altchars=b"-_", validate=True), type=tuple[int, str]
+        )
+        return After(ended, record_id)
+    except (ValueError, binascii.Error, msgspec.MsgspecError) as fault:
+        raise ValueError("the cursor is none that this door gave out") from fault
+
+
+def records(
+    filters: Filters, period: Period, *, count: int, after: After | None = None, newest_first: bool = False
+) -> Select[Any]:
+    """Return the question for a page of records, by when they were settled, and for one record more.
+
+    A page goes on exactly where the one before it ended, whatever was added meanwhile.
+
+    Raises:
+        ValueError: `count` is not from 1 to RECORDS_MAX.
+    """
+    if not 1 <= count <= RECORDS_MAX:
+        raise ValueError(f"a page has 1 to {RECORDS_MAX} records")
+    bills, accounts, routes, rates, gateways = (
+        schema.bills,
+        schema.accounts,
+        schema.routes,
+        schema.rates,
+        schema.gateways,
+    )
+    shared = [
+        *(c for c in accounts.c if c.name != "id"),
+        *(c for c in routes.c if c.name != "id"),
+        *(c for c in rates.c if c.name != "id"),
+        gateways.c.folder,
+    ]
+    order = (bills.c.ended_unix_ns, bills.c.record_id)
+    question = (
+        select(*bills.c, *shared)
+        .join(accounts, accounts.c.id == bills.c.account_id)
+        .join(routes, routes.c.id == bills.c.route_id)
+        .join(gateways, gateways.c.id == bills.c.gateway_id)
+        .outerjoin(rates, rates.c.id == bills.c.rate_id)
+        .where(bills.c.ended_unix_ns >= period.start_ns, bills.c.ended_unix_ns < period.end_ns)
+        .where(counts(bills), *_where(bills, filters))
+        .order_by(*(c.desc() if newest_first else c for c in order))
+        .limit(count + 1)
+    )
+    if after is None:
+        return question
+    at, record_id = after.ended_unix_ns, after.record_id
+    ended, own = order
+    if newest_first:
+        return question.where(ended <= at, or_(ended < at, own < record_id))
+    return question.where(ended >= at, or_(ended > at, own > record_id))
+
+
+def lines_of(record_ids: Sequence[str]) -> Select[Any]:
+    """Return the question for the lines of some bills, all revisions, in order."""
+    lines = schema.lines
+    return (
+        select(lines)
+        .where(lines.c.record_id.in_(record_ids))
+        .order_by(lines.c.record_id, lines.c.revision, lines.c.line)
+    )

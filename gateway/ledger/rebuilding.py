@@ -1,0 +1,126 @@
+"""Rebuilding: the ledger made again from the journal, in large steps; a crash in the middle loses nothing.
+
+What retention has removed from the journal is in the ledger alone, so a rebuild that would lose it is refused
+unless the operator accepts exactly that.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway.ledger.follower import write_batch
+from gateway.ledger.position import Position, lost
+from gateway.ledger.projection import Projector, Rows
+from gateway.ledger.store import Store
+from gateway.ledger.writing import accept_loss, defer_sums, enrol, forget, refill
+from otel.journal.files import Files
+from otel.journal.reader import Reader
+from otel.journal.removed import folder_id, removed_from
+
+LINES_MAX: Final = 8_000
+"""Bills in one transaction."""
+BYTES_MAX: Final = 32 * 1024 * 1024
+
+
+class WouldLose(Exception):
+    """Bills are in no journal any more."""
+
+    def __init__(self, bills: int, segments: int) -> None:
+        super().__init__(
+            f"{bills} bills of {segments} segments are not in the journal any more: retention removed them. "
+            "A rebuilt ledger lacks them; look for a copy of the ledger, or say --accept-loss"
+        )
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild came to.
+
+    Args:
+        lost: bills that retention had removed.
+        seconds: for all of it, the sums included.
+    """
+
+    bills: int
+    conflicts: int
+    refused: int
+    lost: int
+    seconds: float
+
+
+def rebuild(
+    directory: Path,
+    store: Store,
+    *,
+    accept: bool = False,
+    files: Files | None = None,
+    now_ns: Callable[[], int] = time.time_ns,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rebuilt:
+    """Make an open ledger's part of this journal again; nobody else may follow it meanwhile.
+
+    Args:
+        accept: lose what retention has removed.
+        progress: told of (bytes done, bytes in all) now and then.
+
+    Raises:
+        WouldLose: nothing was changed.
+        UnreadableManifest: it cannot be known what would be lost; nothing was changed.
+        LedgerUnavailable, LedgerBroken, Overtaken, OSError: it is not done; the follower goes on with it.
+    """
+    files = files or Files()
+    began = time.monotonic()
+    gone = lost({}, removed_from(directory, files))
+    bills_gone = sum(bills for _, bills in gone.values())
+    if gone and not accept:
+        raise WouldLose(bills_gone, len(gone))
+    folder = folder_id(directory, files)
+    gateway_id = store.run(lambda c: enrol(c, folder), writes=True)
+    store.run(lambda c: forget(c, gateway_id), writes=True)
+    if gone:
+        store.run(lambda c: accept_loss(c, gateway_id, gone), writes=True)
+    store.run(lambda c: defer_sums(c, gateway_id), writes=True)
+    position = Position({segment: size for segment, (size, _) in gone.items()}, {})
+    reader = Reader(directory, position, files)
+    projector = Projector(gateway_id)
+    known: set[int] = set()
+    bills = conflicts = refused = 0
+    total = 0
+    with _no_collections():
+        for batch in reader.batches(LINES_MAX, BYTES_MAX):
+            rows = Rows()
+            projector.add(rows, batch.spans)
+            written = write_batch(store, gateway_id, position, batch, rows, known, now_ns(), sums=False)
+            bills += written.bills
+            conflicts += written.conflicts
+            refused += written.refused
+            if progress is not None:
+                left = reader.pending_bytes()
+                total = max(total, left)
+                progress(total - left, total)
+        store.run(lambda c: refill(c, gateway_id), writes=True)
+    return Rebuilt(
+        bills=bills,
+        conflicts=conflicts,
+        refused=refused,
+        lost=bills_gone,
+        seconds=time.monotonic() - began,
+    )
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Spare the garbage collector the millions of rows, none of which is in a cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
