@@ -11,7 +11,6 @@ import contextlib
 import gc
 import logging
 import os
-import random
 import secrets
 import sys
 import time
@@ -19,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import msgspec
 from fastapi import FastAPI
 from opentelemetry.sdk.resources import Resource
@@ -45,6 +43,7 @@ from gateway.assembly import (
     prices_of,
     screen_of,
 )
+from gateway.behind import Behind
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
 from gateway.pricing.catalogue import CatalogueError
@@ -59,16 +58,10 @@ from gateway.settings import Settings, SettingsError
 from gateway.siblings import Siblings
 from gateway.stages import Stages
 from otel.journal import Bounds, JournalWriter
-from otel.journal.cursor import Cursor
 from otel.journal.files import Files
-from otel.journal.reader import Reader
-from otel.journal.removal import Remover, Retention
 from otel.journal.segments import locked
-from otel.journal.turn import Lock
 from otel.metrics import Metrics, Reading, counter, gauge
-from otel.otlp import EndpointError, endpoint_from_env
 from otel.shared_metrics import PUBLISH_S, Board, SharedMetrics
-from otel.shipper import Shipper
 from otel.traces import Traces, traces_from_env
 
 log = logging.getLogger("spanbill.app")
@@ -83,12 +76,6 @@ TEND_S: Final = 0.25
 SETTLE_S: Final = 1.0
 SETTLE_CHECK_S: Final = 0.01
 """How long requests that were told to stop may take to settle, and how often that is looked at."""
-SHIPPER: Final = "otlp"
-"""The name of the shipper's cursor."""
-STOP_REMOVING_S: Final = 2.0
-"""How long shutdown waits for a segment that is being removed; it may be left half-way."""
-STOP_SHIPPING_S: Final = 10.0
-"""How long shutdown waits for the last bills to be delivered; the rest is delivered after the next start."""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,9 +143,8 @@ def create_app(
         settings.telemetry.cache_write_name,
     )
     prices = prices_of(book)
-    shipper = _shipper(settings, files, environ)
-    remover = _remover(settings, files, shipped=shipper is not None)
-    metrics = Metrics(lambda: _own_health(writer, shipper, remover, lines))
+    behind = Behind(settings, files, environ)
+    metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health()])
     shared = None
     if worker is not None:
         shared = SharedMetrics(metrics, worker.board, worker.number, time.monotonic)
@@ -197,7 +183,7 @@ def create_app(
         tokenizer=settings.estimates.tokenizer,
         count=CountOnDemand(tokenizer.load) if settings.estimates.tokenizer != "none" else lambda _: None,
     )
-    behind = fastapi_app(
+    doors = fastapi_app(
         version=__version__,
         ids=ids,
         tracer_provider=traces.provider,
@@ -211,15 +197,14 @@ def create_app(
             writer,
             Siblings(settings.journal.directory, files, writer, recorder, prices, observer.exchange),
             gate,
-            shipper,
-            remover,
+            behind,
             network,
             traces,
             shared,
         ),
     )
     return Doors(
-        behind=behind,
+        behind=doors,
         protocols=PROTOCOLS,
         stages=stages,
         ids=ids,
@@ -242,70 +227,15 @@ def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:
     )
 
 
-def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Shipper | None:
-    try:
-        endpoint = endpoint_from_env(environ)
-        if endpoint is None:
-            return None
-        verify = _verify(endpoint.certificate)
-    except EndpointError as fault:
-        raise SettingsError(str(fault)) from fault
-    except OSError as fault:
-        raise SettingsError(f"OTEL_EXPORTER_OTLP_CERTIFICATE cannot be used: {fault}") from fault
-    directory = settings.journal.directory
-    with starting(directory):
-        cursor = Cursor(directory / "cursors" / f"{SHIPPER}.json", files)
-    return Shipper(
-        Reader(directory, cursor, files),
-        cursor,
-        endpoint,
-        lead=Lock(directory / "cursors" / f"{SHIPPER}.lock"),
-        quarantine=directory / "quarantine",
-        files=files,
-        client=httpx.Client(timeout=endpoint.timeout_s, follow_redirects=False, verify=verify),
-        jitter=random.random,
-        lines_max=settings.telemetry.ship_batch_lines,
-        interval_s=settings.telemetry.ship_interval_s,
-    )
-
-
-def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | None:
-    retention = Retention(days=settings.journal.retention_days, bytes_max=settings.journal.retention_bytes)
-    if retention == Retention():
-        return None
-    consumers = frozenset({SHIPPER} if shipped else ())
-    directory = settings.journal.directory
-    lead = Lock(directory / "removing")
-    return Remover(directory, retention, consumers=consumers, lead=lead, files=files)
-
-
-def _verify(certificate: str | None) -> Any:
-    if certificate is None:
-        return True
-    return httpx.create_ssl_context(verify=certificate)
-
-
-def _own_health(
-    writer: JournalWriter, shipper: Shipper | None, remover: Remover | None, lines: LineWriter | None
-) -> Iterable[Reading]:
+def _own_health(writer: JournalWriter, lines: LineWriter | None) -> Iterable[Reading]:
     yield counter("llm_gateway_journal_records", "Records written, intents included.", writer.number)
     yield counter("llm_gateway_journal_bytes", "Bytes written to the journal.", writer.bytes_written)
     yield counter("llm_gateway_journal_syncs", "Syncs of the journal.", writer.syncs)
     writable = int(writer.fault is None)
     yield gauge("llm_gateway_journal_writable", "1 while bills can be written.", writable, least=True)
     yield gauge("llm_gateway_workers", "Workers that serve.", 1)
-    if remover is not None:
-        yield counter("llm_gateway_journal_removed", "Segments that retention removed.", remover.removed)
     if lines is not None:
         yield counter("llm_gateway_log_lines_dropped", "Log lines that nobody read in time.", lines.dropped)
-    if shipper is not None:
-        stats = shipper.stats
-        yield counter("llm_gateway_export_bills", "Bills that the Collector accepted.", stats.shipped)
-        yield counter("llm_gateway_export_quarantined", "Bills that it refused for good.", stats.quarantined)
-        yield counter(
-            "llm_gateway_journal_damaged", "Stretches of the journal that are no lines.", stats.damaged
-        )
-        yield gauge("llm_gateway_export_pending_bytes", "Durable and not yet accepted.", stats.pending_bytes)
 
 
 def _lifespan(
@@ -313,8 +243,7 @@ def _lifespan(
     writer: JournalWriter,
     siblings: Siblings,
     gate: Gate,
-    shipper: Shipper | None,
-    remover: Remover | None,
+    behind: Behind,
     network: Transport,
     traces: Traces,
     shared: SharedMetrics | None,
@@ -329,10 +258,7 @@ def _lifespan(
             tasks = [asyncio.create_task(_tend(writer))]
             if shared is not None:
                 tasks += [asyncio.create_task(siblings.watch()), asyncio.create_task(_publish(shared))]
-            if shipper is not None:
-                shipper.start()
-            if remover is not None:
-                remover.start()
+            behind.start()
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD, 20, 20)
@@ -349,10 +275,7 @@ def _lifespan(
                         "bills could not be written; the next start writes them, as interrupted",
                         extra={"journal": str(directory), "why": writer.fault},
                     )
-                if remover is not None:
-                    remover.stop(STOP_REMOVING_S)
-                if shipper is not None:
-                    shipper.stop(STOP_SHIPPING_S)
+                behind.stop()
                 if shared is not None:
                     shared.publish()
                 await network.aclose()

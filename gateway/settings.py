@@ -98,6 +98,16 @@ class JournalSettings(_Section):
     )
 
 
+class LedgerSettings(_Section):
+    """Where bills stand as rows."""
+
+    url: SecretStr = Field(
+        SecretStr(""),
+        description="`postgresql://user:password@host/database`, which several gateways may share, or "
+        "`sqlite:///path`; without it, `ledger.db` beside the journal's folder.",
+    )
+
+
 class KeySettings(_Section):
     """One virtual key and its owner."""
 
@@ -278,6 +288,7 @@ class Settings(BaseSettings):
     demo: bool = Field(True, description="Make and print a demo key if no key is configured at all.")
     server: ServerSettings = ServerSettings()  # type: ignore[call-arg]  # the plugin-free mypy does not see defaults
     journal: JournalSettings = JournalSettings()  # type: ignore[call-arg]
+    ledger: LedgerSettings = LedgerSettings()  # type: ignore[call-arg]
     providers: dict[str, ProviderSettings] = Field(
         {}, description="Providers by name; built-in ones need only a key."
     )

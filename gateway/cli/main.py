@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.cli import ledger as ledger_commands
 from gateway.cli.prices import app as prices
 from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
 from gateway.cli.serve import serve_forever
@@ -21,6 +22,7 @@ from otel.journal.audit import Logs
 
 app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, help=__doc__.splitlines()[0])
 app.add_typer(prices, name="prices")
+app.add_typer(ledger_commands.app)
 
 
 def main() -> None:
@@ -69,13 +71,15 @@ def verify(
     collector_log: Annotated[Path | None, typer.Option(help="OTLP/JSON lines of a Collector.")] = None,
     upstream_log: Annotated[Path | None, typer.Option(help="JSON lines of calls at a provider.")] = None,
     client_log: Annotated[Path | None, typer.Option(help="JSON lines of what clients saw.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="URL of a ledger, as in ledger.url.")] = None,
     heads: Annotated[Path | None, typer.Option(help="An earlier report (--json), to be held to.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     strict: Annotated[bool, typer.Option(help="Intents that wait for recovery are a breach.")] = False,
 ) -> None:
     """Say whether the journal is complete and intact; docs/verify.md explains every finding."""
     directory = journal if journal is not None else settings_or_stop().journal.directory
-    logs = Logs(collector=collector_log, upstream=upstream_log, client=client_log)
+    held = None if ledger is None else ledger_commands.read_for_audit(directory, ledger)
+    logs = Logs(collector=collector_log, upstream=upstream_log, client=client_log, ledger=held)
     sound = verify_journal(directory, logs, heads=heads, as_json=json, strict=strict)
     if isinstance(sound, str):
         stop(sound)

@@ -143,6 +143,8 @@ def _table(directory: Path, report: Report) -> Table:
         table.add_row("revisions", str(facts.revisions), f"{pico_to_usd(facts.revised_pico_usd)} USD in all")
     if facts.awaiting_recovery:
         table.add_row("awaiting recovery", str(facts.awaiting_recovery), "at the next start")
+    if facts.ledger_pending:
+        table.add_row("not yet in the ledger", str(facts.ledger_pending), "")
     if facts.removed_segments:
         removed = f"{facts.removed_bills} bills, {pico_to_usd(facts.removed_cost_pico_usd)} USD"
         table.add_row("removed by retention", str(facts.removed_segments), removed)

@@ -140,16 +140,6 @@ class Follower:
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
 
-    def passed(self) -> dict[str, int] | None:
-        """Return how far each segment is in the ledger, for retention; None where that is not known now."""
-        opened = self._open
-        if opened is None or self._store.replaced():
-            return None
-        try:
-            return self._store.run(lambda c: passed_by(c, opened.gateway_id))
-        except (LedgerUnavailable, LedgerBroken):
-            return None
-
     def _run(self) -> None:
         wait_s = 0.0
         while not self._stop.wait(wait_s):  # ends with stop()
@@ -171,6 +161,7 @@ class Follower:
         """Take up what there is; return how many seconds to wait before the next step."""
         try:
             if self._lead is not None and not self._lead.take():
+                self._level_at = self._monotonic()  # how far behind it is, the one that leads says
                 return STANDBY_S
             more = self._take_up(self._opened())
         except _Stopped as fault:

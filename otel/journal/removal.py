@@ -68,6 +68,8 @@ class Remover:
 
     Args:
         consumers: names of cursors that must exist; others in the folder count as well.
+        asked: consumers that keep their cursors elsewhere, by name: each returns what it has passed, durably,
+            or None where it cannot say.
         lead: of several workers the one that has it removes; None where there is no other.
         now_ns: wall clock in Unix nanoseconds.
         pause: gives way to other threads.
@@ -79,6 +81,7 @@ class Remover:
         retention: Retention,
         *,
         consumers: frozenset[str],
+        asked: Mapping[str, Callable[[], Mapping[str, int] | None]] | None = None,
         lead: Lock | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         files: Files | None = None,
@@ -88,6 +91,7 @@ class Remover:
         self._directory = directory
         self._retention = retention
         self._consumers = consumers
+        self._asked = asked or {}
         self._lead = lead
         self._now_ns = now_ns
         self._files = files or Files()
@@ -215,6 +219,7 @@ class Remover:
             )  # what is read here must not be undone by a power loss
         for path in paths:
             found[path.stem] = cursor.passed(path, self._files)
+        found.update({name: passed() for name, passed in self._asked.items()})
         return found
 
     def _quarantined(self) -> frozenset[str]:

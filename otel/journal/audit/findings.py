@@ -47,6 +47,8 @@ KINDS: Final[dict[str, Kind]] = {
     "collector_missing": _complete("let the shipper catch up; else replay the segment to the Collector"),
     "collector_extra": _complete("the journal lost this bill: restore its segment from a copy"),
     "revision_without_bill": _complete("look for the bill's segment in a copy"),
+    "ledger_missing": _complete("let the ledger catch up; else `spanbill ledger rebuild`"),
+    "ledger_extra": _complete("the journal lost this bill: restore its segment; the ledger still has it"),
     "upstream_without_intent": _complete("a provider was called off the record: reconcile with its invoice"),
     "client_without_bill": _complete("bill it by hand from the client's log; find out which segment is gone"),
     # integrity: what is here is not what was written, or says two things
@@ -80,6 +82,8 @@ KINDS: Final[dict[str, Kind]] = {
     "unreadable": _intact("check the disk and the file's rights; verify again"),
     "log_unreadable": _intact("check the log file at this place"),
     "collector_differs": _intact("the Collector holds another bill: trust the journal; ask who changed it"),
+    "ledger_differs": _intact("the row was changed: trust the journal, and `spanbill ledger rebuild`"),
+    "ledger_sum": _intact("the sums are not those of the rows: `spanbill ledger rebuild`"),
     "client_differs": _intact("the client was told something else: trust the provider's invoice"),
     "client_short": _intact("billed less than was released: estimate again from the client's log"),
     # notes: facts that an operator may wonder about; nothing is broken
@@ -160,6 +164,7 @@ class Facts(msgspec.Struct, kw_only=True):
     removed_segments: int = 0
     removed_bills: int = 0
     removed_cost_pico_usd: int = 0
+    ledger_pending: int = 0
     bills_by_status: dict[str, int] = {}
     cost_pico_usd_by_status: dict[str, int] = {}
     revisions: int = 0

@@ -20,6 +20,7 @@ import msgspec
 
 from otel.journal.audit.bills import Bill
 from otel.journal.audit.findings import KINDS, Facts, Finding, Findings, Verdict
+from otel.journal.audit.ledger_rows import LedgerRows, LedgerSays
 from otel.journal.audit.reconcile import MANIFEST, reconcile
 from otel.journal.audit.revisions import Revision
 from otel.journal.audit.scan import End, Scan, Segment, WriterFile, in_order
@@ -49,6 +50,7 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True):
     collector: Path | None = None
     upstream: Path | None = None
     client: Path | None = None
+    ledger: LedgerSays | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +101,9 @@ def audit_folder(
         OSError: the folder or a log cannot be read.
     """
     findings = Findings()
-    collector, upstream, client = _witnesses(logs or Logs(), findings)
+    logs = logs or Logs()
+    collector, upstream, client = _witnesses(logs, findings)
+    ledger = None if logs.ledger is None else LedgerRows(logs.ledger, findings)
     before = writers_in(directory)
     names = _names(directory)
     writers = {**_newcomers(writers_in(directory), names), **before}
@@ -111,6 +115,8 @@ def audit_folder(
             collector.bill(record_id, bill, place)
         if client is not None:
             client.bill(record_id, bill, place)
+        if ledger is not None:
+            ledger.bill(record_id, bill, place)
 
     def on_revision(record_id: str, revision: Revision, place: Place) -> None:
         if collector is not None:
@@ -121,7 +127,7 @@ def audit_folder(
         known=known,
         findings=findings,
         on_intent=upstream.intent if upstream is not None else None,
-        on_bill=on_bill if collector is not None or client is not None else None,
+        on_bill=on_bill if any(witness is not None for witness in (collector, client, ledger)) else None,
         on_revision=on_revision,
     )
     meter = _Meter(sum(names.values()), progress)
@@ -130,6 +136,9 @@ def audit_folder(
     reconcile(scan, _lines(directory / MANIFEST, optional=True), strict=strict)
     if collector is not None:
         collector.finish(scan.facts.removed_bills)
+    if ledger is not None:
+        ledger.finish(scan.facts.removed_bills, scan.facts.removed_cost_pico_usd)
+        scan.facts.ledger_pending = ledger.pending
     if upstream is not None:
         upstream.finish()
     if client is not None:

@@ -1,0 +1,116 @@
+"""Summary: what a ledger holds of one journal, for people and for `verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, func, select
+
+from gateway.ledger import schema
+from gateway.ledger.migrations import revision_of
+from gateway.ledger.position import passed_by, position_of
+from gateway.ledger.projection import SETTLED_REVISION, id_of
+from gateway.ledger.queries import counts
+from gateway.ledger.rollups import sums_of_bills, sums_of_sums
+from gateway.ledger.schema import total_pico
+from gateway.ledger.store import Store
+from otel.journal.audit import LedgerSays
+from otel.journal.files import Files
+from otel.journal.reader import Reader
+from otel.journal.removed import folder_id
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ledger holds of one journal.
+
+    Args:
+        bytes: of the whole ledger, other journals included.
+        pending_bytes: of the journal, durable and not yet in the ledger.
+        lost_bills: that retention had removed before they were read, as the operator has accepted.
+    """
+
+    revision: str
+    gateway_id: int
+    bytes: int
+    bills_by_status: dict[str, int]
+    cost_pico_by_status: dict[str, int]
+    pending_bytes: int
+    conflicts: int
+    refused: int
+    lost_bills: int
+
+
+def summary_of(store: Store, journal: Path, files: Files) -> Summary:
+    """Return what an open ledger holds of a journal."""
+    gateway_id = id_of(folder_id(journal, files))
+    position = store.run(lambda c: position_of(c, gateway_id))
+    reader = Reader(journal, position, files)
+    notes = schema.conflicts
+
+    def read(c: Connection) -> Summary:
+        sums = _rollups(c, gateway_id)
+        kinds = c.execute(
+            select(notes.c.kind, func.count()).where(notes.c.gateway_id == gateway_id).group_by(notes.c.kind)
+        )
+        found = dict(kinds.tuples().all())
+        return Summary(
+            revision=revision_of(c) or "",
+            gateway_id=gateway_id,
+            bytes=0,
+            bills_by_status={status: bills for status, (bills, _) in sums.items()},
+            cost_pico_by_status={status: cost for status, (_, cost) in sums.items()},
+            pending_bytes=reader.pending_bytes(),
+            conflicts=found.get("conflict", 0),
+            refused=found.get("refused", 0),
+            lost_bills=_lost(c, gateway_id),
+        )
+
+    return msgspec.structs.replace(store.run(read), bytes=store.bytes())
+
+
+def says(store: Store, journal: Path, files: Files) -> LedgerSays:
+    """Return what an open ledger says of a journal, for the audit to hold against it."""
+    gateway_id = id_of(folder_id(journal, files))
+    bills = schema.bills
+
+    def read(c: Connection) -> LedgerSays:
+        own = bills.c.gateway_id == gateway_id
+        settled = select(bills.c.record_id, bills.c.status, bills.c.cost_pico).where(
+            own, bills.c.revision == SETTLED_REVISION
+        )
+        counted = (
+            select(bills.c.status, *sums_of_bills(bills)).where(own, counts(bills)).group_by(bills.c.status)
+        )
+        return LedgerSays(
+            name=store.name,
+            held={record_id: (status, cost) for record_id, status, cost in c.execute(settled)},
+            passed=passed_by(c, gateway_id),
+            rows={row.status: _sums(row) for row in c.execute(counted)},
+            rollups=_rollups(c, gateway_id),
+            lost_bills=_lost(c, gateway_id),
+        )
+
+    return store.run(read)
+
+
+def _rollups(c: Connection, gateway_id: int) -> dict[str, tuple[int, int]]:
+    totals = schema.totals
+    rows = c.execute(
+        select(totals.c.status, *sums_of_sums(totals))
+        .where(totals.c.gateway_id == gateway_id)
+        .group_by(totals.c.status)
+        .order_by(totals.c.status)
+    )
+    return {row.status: _sums(row) for row in rows}
+
+
+def _sums(row: Row[Any]) -> tuple[int, int]:
+    return int(row.bills), total_pico(int(row.cost_milli), int(row.cost_rest_pico))
+
+
+def _lost(c: Connection, gateway_id: int) -> int:
+    segments = schema.segments
+    found = select(func.sum(segments.c.lost_bills)).where(segments.c.gateway_id == gateway_id)
+    return int(c.execute(found).scalar() or 0)

@@ -1,0 +1,81 @@
+"""Ledger rows: what a ledger holds of a journal, held against the journal's bills (I5).
+
+Each bill that the ledger says it has read is one row with the same status and cost. Rows without a bill here
+are those of removed segments, in number and in money. The roll-ups are the sums of the rows.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from otel.journal.audit.bills import Bill
+from otel.journal.audit.findings import Finding, Findings
+from otel.journal.audit.sequence import Place
+
+Sums = dict[str, tuple[int, int]]
+"""By status: bills and pico-USD."""
+
+
+class LedgerSays(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ledger says of one journal, all of it read in one transaction.
+
+    Args:
+        name: of the ledger, without a password.
+        held: by record id the status, and the cost in pico-USD or None.
+        passed: how far it has read each segment.
+        rows, rollups: by status, what its rows come to, and what its roll-ups say that they do.
+        lost_bills: removed bills that it never had, as the operator has accepted.
+    """
+
+    name: str
+    held: dict[str, tuple[str, int | None]]
+    passed: dict[str, int]
+    rows: Sums
+    rollups: Sums
+    lost_bills: int = 0
+
+
+class LedgerRows:
+    """The rows of a ledger, as a witness."""
+
+    def __init__(self, says: LedgerSays, findings: Findings) -> None:
+        self.pending = 0
+        self._says = says
+        self._held = dict(says.held)
+        self._findings = findings
+
+    def bill(self, record_id: str, bill: Bill, place: Place) -> None:
+        """Look a bill of the journal up."""
+        held = self._held.pop(record_id, None)
+        if held is None:
+            if place.offset is not None and place.offset >= self._says.passed.get(place.segment, 0):
+                self.pending += 1  # it has not come to it yet
+                return
+            what = f"not in {self._says.name}"
+            self._findings.add(place.finding("ledger_missing", what, id=record_id))
+        elif held != (bill.status, bill.cost_pico_usd):
+            what = f"{self._says.name} has {held[0]} and {held[1]} pico-USD"
+            self._findings.add(place.finding("ledger_differs", what, id=record_id))
+
+    def finish(self, removed_bills: int, removed_cost_pico_usd: int) -> None:
+        """Report rows without a bill, unless retention removed theirs, and sums that are not the rows'."""
+        says = self._says
+        cost = sum(pico or 0 for _, pico in self._held.values())
+        older = len(self._held) == removed_bills - says.lost_bills and (
+            cost == removed_cost_pico_usd or says.lost_bills > 0
+        )
+        if not older:
+            what = (
+                f"{len(self._held)} rows with {cost} pico-USD have no bill here; retention removed "
+                f"{removed_bills} bills with {removed_cost_pico_usd}"
+            )
+            kind = "ledger_extra" if len(self._held) > removed_bills else "ledger_missing"
+            first = next(iter(self._held), "")
+            self._findings.add(Finding(kind=kind, what=what, segment=says.name, id=first))
+        for status in sorted(says.rows.keys() | says.rollups.keys()):
+            rows, sums = says.rows.get(status, (0, 0)), says.rollups.get(status, (0, 0))
+            if rows != sums:
+                what = (
+                    f"{status}: {rows[0]} rows with {rows[1]} pico-USD, roll-ups say {sums[0]} with {sums[1]}"
+                )
+                self._findings.add(Finding(kind="ledger_sum", what=what, segment=says.name))
