@@ -53,7 +53,12 @@ class PostgresStore:
         self._runner = asyncio.Runner()
         self._engine = create_async_engine(
             self._url,
-            connect_args={"timeout": CONNECT_S, "command_timeout": STATEMENT_S},
+            connect_args={
+                "timeout": CONNECT_S,
+                "command_timeout": STATEMENT_S,
+                # Whatever the server's default is: retention goes by what was committed.
+                "server_settings": {"application_name": "spanbill", "synchronous_commit": "on"},
+            },
             pool_size=1,
             max_overflow=0,
             pool_pre_ping=True,
