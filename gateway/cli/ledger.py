@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ from gateway.ledger.writing import Overtaken
 from otel.journal.audit import LedgerSays, Logs
 from otel.journal.files import Files, reason_of
 from otel.journal.removed import UnreadableManifest
+from otel.journal.segments import segments_in
 from otel.journal.turn import Lock
 
+LARGE_BYTES: Final = 256 * 1024 * 1024
+PROCESSES_MAX: Final = 4
 LEAD: Final = "cursors/ledger.lock"
 FAULTS: Final = (LedgerUnavailable, LedgerBroken, LedgerNewer, WouldLose, UnreadableManifest, ValueError)
 
@@ -78,7 +82,13 @@ def rebuild_(
         if not lead.take():
             stop("a gateway follows this journal; stop it first")
         with _opened(store, again=accept_loss), _bar() as progress:
-            done = rebuild(directory, store, accept=accept_loss, progress=progress)
+            done = rebuild(
+                directory,
+                store,
+                accept=accept_loss,
+                processes=_processes(directory),
+                progress=progress,
+            )
     except Overtaken:
         stop("somebody else follows this journal into this ledger")
     except OSError as fault:
@@ -91,6 +101,12 @@ def rebuild_(
         print(f"{done.lost} bills are in no journal any more and are lost to this ledger")
     if done.conflicts or done.refused:
         stop(f"{done.conflicts} conflicts and {done.refused} refused bills: see the table `conflicts`")
+
+
+def _processes(journal: Path) -> int:
+    """Return how many processes are worth their start: each takes half a second."""
+    size = sum(path.stat().st_size for path in segments_in(journal, Files()))
+    return min(PROCESSES_MAX, os.cpu_count() or 1) if size > LARGE_BYTES else 1
 
 
 def read_for_audit(journal: Path, url: str) -> LedgerSays:

@@ -22,7 +22,6 @@ from sqlalchemy import (
     Select,
     Text,
     column,
-    literal,
     or_,
     select,
     values,
@@ -30,7 +29,7 @@ from sqlalchemy import (
 
 from gateway.ledger import schema
 from gateway.ledger.periods import Grain, Period, Piece, days_of, pieces_of
-from gateway.ledger.rollups import sums_of_bills, sums_of_sums
+from gateway.ledger.rollups import counts, sums_of_bills, sums_of_sums
 from gateway.ledger.schema import SUMS, TOKENS, total_pico
 
 Dimension = Literal["key", "user", "team", "project", "provider", "model", "day"]
@@ -211,15 +210,6 @@ def _where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
 def _any(of: ColumnElement[Any], wanted: tuple[str | None, ...]) -> ColumnElement[bool]:
     known = of.in_([value for value in wanted if value is not None])
     return or_(known, of.is_(None)) if None in wanted else known
-
-
-def counts(table: FromClause) -> ColumnElement[bool]:
-    """Return the condition that a row of `bills` is the newest revision of its bill."""
-    newer = schema.bills.alias("newer")
-    later = select(literal(1)).where(
-        newer.c.record_id == table.c.record_id, newer.c.revision > table.c.revision
-    )
-    return ~later.exists()
 
 
 class After(msgspec.Struct, frozen=True):

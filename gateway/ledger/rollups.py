@@ -63,19 +63,11 @@ def fold_all(connection: Connection, gateway_id: int) -> None:
     hourly, daily, totals, bills = schema.hourly, schema.daily, schema.totals, schema.bills
     for table in schema.ROLLUPS:
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
-    newer = bills.alias("newer")
-    superseded = (
-        select(literal(1))
-        .where(newer.c.record_id == bills.c.record_id, newer.c.revision > bills.c.revision)
-        .exists()
-    )
-    _fill(
-        connection,
-        hourly,
-        (whole(bills.c.ended_unix_ns, HOUR_NS), *(bills.c[name] for name in _keys(hourly)[1:])),
-        sums_of_bills(bills),
-        select().where(bills.c.gateway_id == gateway_id, ~superseded),
-    )
+    counted = select().where(bills.c.gateway_id == gateway_id)
+    if connection.execute(select(func.max(bills.c.revision))).scalar():  # else each row would be looked up
+        counted = counted.where(counts(bills))
+    hour = (whole(bills.c.ended_unix_ns, HOUR_NS), *(bills.c[name] for name in _keys(hourly)[1:]))
+    _fill(connection, hourly, hour, sums_of_bills(bills), counted)
     own = select().where(hourly.c.gateway_id == gateway_id)
     day = (whole(hourly.c.hour, _PER_DAY), *(hourly.c[name] for name in _keys(daily)[1:]))
     _fill(connection, daily, day, sums_of_sums(hourly), own)
@@ -85,6 +77,15 @@ def fold_all(connection: Connection, gateway_id: int) -> None:
 def whole(column: ColumnElement[int], by: int) -> ColumnElement[int]:
     """Return a division of whole numbers that are not below zero, without rest."""
     return column.op("/", return_type=column.type)(literal(by, column.type))
+
+
+def counts(table: FromClause) -> ColumnElement[bool]:
+    """Return the condition that a row of `bills` is the newest revision of its bill."""
+    newer = schema.bills.alias("newer")
+    later = select(literal(1)).where(
+        newer.c.record_id == table.c.record_id, newer.c.revision > table.c.revision
+    )
+    return ~later.exists()
 
 
 def sums_of_bills(bills: FromClause) -> list[ColumnElement[Any]]:

@@ -12,8 +12,7 @@ from gateway.ledger import schema
 from gateway.ledger.migrations import revision_of
 from gateway.ledger.position import passed_by, position_of
 from gateway.ledger.projection import SETTLED_REVISION, id_of
-from gateway.ledger.queries import counts
-from gateway.ledger.rollups import sums_of_bills, sums_of_sums
+from gateway.ledger.rollups import counts, sums_of_bills, sums_of_sums
 from gateway.ledger.schema import total_pico
 from gateway.ledger.store import Store
 from otel.journal.audit import LedgerSays

@@ -148,7 +148,9 @@ def test_a_server_that_is_not_there_stops_no_start(folder: Path) -> None:
     assert not found.stats.stopped
 
 
-@pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "sqlite:///", "postgresql://u:secret@h:x/d", "ledger.db"])
+@pytest.mark.parametrize(
+    "url", ["mysql://u:secret@h/d", "sqlite:///", "postgresql://u:secret@h:x/d", "ledger.db"]
+)
 def test_an_address_that_is_none_is_refused_without_being_repeated(url: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ledger\.url") as fault:
         store_at(url, tmp_path)
