@@ -42,8 +42,9 @@ imports: $(STAMP)
 format: $(STAMP) ## put the code into the house's form
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
-bench: $(STAMP) ## compare with a direct call and a bare reverse proxy
+bench: $(STAMP) ## compare with a direct call and a bare reverse proxy; rebuild and ask a ledger
 	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/ledger.py
 
 stack: $(STAMP) ## build (once) and start the real Collector, Jaeger and Prometheus on loopback
 	@$(BIN)/python deploy/stack.py up

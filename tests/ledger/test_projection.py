@@ -1,0 +1,149 @@
+"""A line of the journal, and exactly one row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.core.dimensions import DIMENSIONS
+from gateway.core.usage import Usage
+from gateway.ledger import schema
+from gateway.ledger.projection import INT64_MAX, Projector, Rows, id_of
+from gateway.ledger.schema import split, total_pico
+from gateway.recording.span import billing_span
+from otel.schema import encode_span, resource_spans_frame
+from tests.journals import exchange
+from tests.ledger.books import mixed
+
+HEAD, TAIL = resource_spans_frame({"service.name": "spanbill"}, "spanbill", "0")
+
+
+def inner(bill: Any) -> bytes:
+    return (HEAD + encode_span(billing_span(bill)) + TAIL).encode()
+
+
+def projected(data: bytes) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    rows = Rows()
+    Projector(7).add(rows, [data])
+    assert rows.refused == []
+    return dict(zip(schema.bills.c.keys(), rows.bills[0], strict=True)), [line[3:] for line in rows.lines[0]]
+
+
+def refused(data: bytes) -> str:
+    rows = Rows()
+    Projector(7).add(rows, [data], first=3)
+    ((place, why),) = rows.refused
+    assert (place, rows.bills) == (3, [])
+    return why
+
+
+def test_a_row_has_a_place_for_each_column() -> None:
+    rows = Rows()
+    Projector(7).add(rows, [inner(mixed(number)) for number in range(50)])
+    assert {len(bill) for bill in rows.bills} == {len(schema.bills.c)}
+    assert {len(line) for own in rows.lines for line in own} == {len(schema.lines.c)}
+    for table, shared in (
+        (schema.accounts, rows.accounts),
+        (schema.routes, rows.routes),
+        (schema.rates, rows.rates),
+    ):
+        assert {len(row) + 1 for row in shared.values()} == {len(table.c)}
+        assert all(key == id_of(row) for key, row in shared.items())
+
+
+def test_what_is_not_said_is_null_and_what_is_0_is_0() -> None:
+    bare = exchange(4)  # unmetered
+    row, lines = projected(inner(bare))
+    assert row["status"] == "unmetered"
+    assert [row[f"{name}_tokens"] for name in schema.TOKENS] == [None] * len(schema.TOKENS)
+    assert (row["cost_pico"], row["rate_id"], lines) == (None, None, [])
+    reply = msgspec.structs.replace(exchange(0).reply, usage=Usage(counts={"input": 0}))
+    row, _ = projected(inner(msgspec.structs.replace(exchange(0), reply=reply)))
+    assert (row["input_tokens"], row["output_tokens"]) == (0, None)
+
+
+def test_charged_units_leave_out_the_parts_that_have_lines_of_their_own() -> None:
+    counts = {"input": 100, "cache_read": 30, "cache_write": 50, "cache_write_1h": 20, "output": 7}
+    data = inner(mixed_usage(counts))
+    text = data.decode()
+    assert '"billing.cost.cache_write_usd"' not in text
+    _, lines = projected(data)
+    units = {dimension: units for kind, dimension, _, units, _, _ in lines if kind == "charge"}
+    # 20 of the writes have a line; the other 30 writes are charged as plain input.
+    assert units == {"input": 100 - 30 - 20, "cache_read": 30, "cache_write_1h": 20, "output": 7}
+
+
+def mixed_usage(counts: dict[str, int]) -> Any:
+    bill = exchange(0)
+    assert bill.charge is not None
+    lines = tuple(
+        msgspec.structs.replace(bill.charge.lines[0], dimension=name, cost_pico_usd=10 + len(name))
+        for name in DIMENSIONS
+        if name in counts and name != "cache_write"
+    )
+    return msgspec.structs.replace(
+        bill,
+        reply=msgspec.structs.replace(bill.reply, usage=Usage(counts=counts)),
+        charge=msgspec.structs.replace(bill.charge, lines=lines),
+    )
+
+
+def _strings(items: list[str]) -> str:
+    return ",".join(f'{{"stringValue":{msgspec.json.encode(item).decode()}}}' for item in items)
+
+
+def test_lines_that_are_stated_are_taken_as_they_are() -> None:
+    text = inner(exchange(1)).decode()
+    usd = "0.000001000011"
+    assert f'"billing.cost.usd","value":{{"stringValue":"{usd}"' in text
+    stated = [
+        '{"dimension":"input","units":101,"rate":"2.5","times":"1/2","usd":"0.000001000003"}',
+        '{"dimension":"output","units":3,"rate":"10","model":"m-mini","price":"p/m-mini","usd":"0.000000000018"}',
+    ]
+    discount = '{"id":"deal","kind":"discount","percent":"-10","usd":"-0.00000000001"}'
+    more = "".join(
+        f',{{"key":"billing.cost.{name}","value":{{"arrayValue":{{"values":[{_strings(items)}]}}}}}}'
+        for name, items in (("lines", stated), ("adjustments", [discount]))
+    )
+    _, lines = projected(text.replace('],"status":{', more + '],"status":{').encode())
+    assert lines == [
+        ("charge", "input", None, 101, "2.5 x 1/2", 1_000_003),
+        ("charge", "output", "m-mini", 3, "10", 18),
+        ("discount", "deal", None, None, "-10%", -10),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('"stringValue":"0.000001000011"', '"stringValue":"0.000001000012"', "add up"),
+        ('"stringValue":"0.000001000011"', '"stringValue":"1e-3"', "exact amount"),
+        ('"stringValue":"0.000001000011"', '"stringValue":"9223372.1"', "more than a ledger holds"),
+        ('"intValue":"101"', '"intValue":"-1"', "whole number"),
+        ('"billing.record.id"', '"billing.record.ix"', "billing.record.id"),
+        ('"stringValue":"final"', '"stringValue":"paid"', "status"),
+        ('"scopeSpans":[{', '"scopeSpans":[{},{', "spans"),
+    ],
+)
+def test_a_bill_that_no_ledger_can_hold_says_why(old: str, new: str, why: str) -> None:
+    text = inner(exchange(1)).decode()
+    assert old in text
+    assert why in refused(text.replace(old, new).encode())
+
+
+def test_the_same_line_gives_the_same_row_in_any_company() -> None:
+    lines = [inner(mixed(number)) for number in range(40)]
+    together, alone = Rows(), []
+    Projector(7).add(together, lines)
+    for line in lines:
+        one = Rows()
+        Projector(7).add(one, [line])
+        alone += one.bills
+    assert together.bills == alone
+
+
+def test_amounts_in_two_parts_are_the_amount() -> None:
+    for pico in (0, 1, -1, 10**9, 10**9 - 1, -(10**9) - 1, INT64_MAX, -INT64_MAX):
+        assert total_pico(*split(pico)) == pico
