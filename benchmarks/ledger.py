@@ -225,13 +225,14 @@ def measure_questions(store: Store, by_key: dict[str, int], count: int) -> dict[
     found = {g.values[0]: g.total.cost_pico for g in ask(store, ["key"], Filters(), whole, ZoneInfo("UTC"))}
     if found != by_key:
         raise SystemExit("the sums by key are not those of the records")
-    for zone in ZONES:
-        days = ask(store, ["day"], Filters(), whole, ZoneInfo(zone))
+    for name in ZONES:
+        days = ask(store, ["day"], Filters(), whole, ZoneInfo(name))
         if sum(day.total.cost_pico for day in days) != sum(by_key.values()):
-            raise SystemExit(f"the days of {zone} do not add up")
+            raise SystemExit(f"the days of {name} do not add up")
     took: dict[str, list[float]] = {}
-    for name, *question in itertools.islice(questions(random.Random(3)), count):
-        took.setdefault(name, []).append(_milliseconds(partial(ask, store, *question)))
+    asked = itertools.islice(questions(random.Random(3)), count)
+    for name, group_by, filters, period, zone in asked:
+        took.setdefault(name, []).append(_milliseconds(partial(ask, store, group_by, filters, period, zone)))
     toss = random.Random(4)
     for _ in range(count // 10):
         start = START_NS + toss.randrange(SPAN_NS)
