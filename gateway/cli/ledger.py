@@ -31,6 +31,7 @@ from otel.journal.segments import segments_in
 from otel.journal.turn import Lock
 
 LARGE_BYTES: Final = 256 * 1024 * 1024
+"""A larger journal is worth the start of other processes, half a second each."""
 PROCESSES_MAX: Final = 4
 LEAD: Final = "cursors/ledger.lock"
 FAULTS: Final = (LedgerUnavailable, LedgerBroken, LedgerNewer, WouldLose, UnreadableManifest, ValueError)
@@ -81,12 +82,13 @@ def rebuild_(
     try:
         if not lead.take():
             stop("a gateway follows this journal; stop it first")
-        with _opened(store, again=accept_loss), _bar() as progress:
+        size = sum(path.stat().st_size for path in segments_in(directory, Files()))
+        with _opened(store, again=accept_loss), _bar(size) as progress:
             done = rebuild(
                 directory,
                 store,
                 accept=accept_loss,
-                processes=_processes(directory),
+                processes=min(PROCESSES_MAX, os.cpu_count() or 1) if size > LARGE_BYTES else 1,
                 progress=progress,
             )
     except Overtaken:
@@ -101,12 +103,6 @@ def rebuild_(
         print(f"{done.lost} bills are in no journal any more and are lost to this ledger")
     if done.conflicts or done.refused:
         stop(f"{done.conflicts} conflicts and {done.refused} refused bills: see the table `conflicts`")
-
-
-def _processes(journal: Path) -> int:
-    """Return how many processes are worth their start: each takes half a second."""
-    size = sum(path.stat().st_size for path in segments_in(journal, Files()))
-    return min(PROCESSES_MAX, os.cpu_count() or 1) if size > LARGE_BYTES else 1
 
 
 def read_for_audit(journal: Path, url: str) -> LedgerSays:
@@ -155,12 +151,12 @@ def _opened(store: Store, *, again: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def _bar(size: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("", total=size)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def _machine(store: Store, summary: Summary) -> Mapping[str, Any]:

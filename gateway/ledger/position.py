@@ -34,6 +34,10 @@ class Position:
         self._offsets = {name: offset for name, offset in self._offsets.items() if name in segments}
         self._seen = {name: number for name, number in self._seen.items() if name in writers}
 
+    def bytes(self) -> int:
+        """Return how much of the journal has been read, of what was not forgotten."""
+        return sum(self._offsets.values())
+
     def move(self, segment: str, offset: int, writer: str, seen: int) -> None:
         """Follow what was committed."""
         self._offsets[segment] = offset

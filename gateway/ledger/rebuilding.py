@@ -7,34 +7,20 @@ unless the operator accepts exactly that.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from gateway.ledger.follower import write_batch
 from gateway.ledger.position import Position, lost
-from gateway.ledger.projection import Projector, Rows
+from gateway.ledger.reading import projected
 from gateway.ledger.store import Store
 from gateway.ledger.writing import accept_loss, defer_sums, enrol, forget, refill
 from otel.journal.files import Files
-from otel.journal.reader import Batch, Reader
 from otel.journal.removed import folder_id, removed_from
-
-LINES_MAX: Final = 4_000
-"""Bills in one transaction."""
-BYTES_MAX: Final = 32 * 1024 * 1024
-BATCHES_AHEAD: Final = 2
-"""Batches that wait to be written, for each process that projects."""
-
-_packed: Final = msgspec.msgpack.Encoder().encode
-_rows: Final = msgspec.msgpack.Decoder(Rows).decode
 
 
 class WouldLose(Exception):
@@ -70,14 +56,14 @@ def rebuild(
     processes: int = 1,
     files: Files | None = None,
     now_ns: Callable[[], int] = time.time_ns,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Rebuilt:
     """Make an open ledger's part of this journal again; nobody else may follow it meanwhile.
 
     Args:
         accept: lose what retention has removed.
         processes: how many project lines beside this one, which reads and writes.
-        progress: told of (bytes done, bytes in all) now and then.
+        progress: told of the bytes of the journal that are done, now and then.
 
     Raises:
         WouldLose: nothing was changed.
@@ -96,17 +82,17 @@ def rebuild(
     if gone:
         store.run(lambda c: accept_loss(c, gateway_id, gone), writes=True)
     store.run(lambda c: defer_sums(c, gateway_id), writes=True)
-    passed = {segment: size for segment, (size, _) in gone.items()}
-    position = Position(passed, {})
+    position = Position({segment: size for segment, (size, _) in gone.items()}, {})
     bills = conflicts = refused = 0
     known: set[int] = set()
-    ahead = _Ahead(Reader(directory, read := Position(passed, {}), files), read, progress)
-    with _no_collections(), _projecting(gateway_id, processes) as project:
-        for batch, rows in project(ahead.batches()):
+    with _no_collections(), projected(directory, position, gateway_id, files, processes) as read:
+        for batch, rows in read:
             written = write_batch(store, gateway_id, position, batch, rows, known, now_ns(), sums=False)
             bills += written.bills
             conflicts += written.conflicts
             refused += written.refused
+            if progress is not None:
+                progress(position.bytes())
         store.run(lambda c: refill(c, gateway_id), writes=True)
     return Rebuilt(
         bills=bills,
@@ -115,65 +101,6 @@ def rebuild(
         lost=bills_gone,
         seconds=time.monotonic() - began,
     )
-
-
-class _Ahead:
-    """Reads on before what was read is written: a position of its own says how far."""
-
-    def __init__(self, reader: Reader, read: Position, progress: Callable[[int, int], None] | None) -> None:
-        self._reader = reader
-        self._read = read
-        self._progress = progress
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield all that is there."""
-        total = 0
-        for batch in self._reader.batches(LINES_MAX, BYTES_MAX):
-            self._read.move(batch.segment, batch.end, batch.writer, batch.seen)
-            if self._progress is not None:
-                left = self._reader.pending_bytes()
-                total = max(total, left)
-                self._progress(total - left, total)
-            yield batch
-
-
-Project = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Rows]]]
-
-
-@contextmanager
-def _projecting(gateway_id: int, processes: int) -> Iterator[Project]:
-    """Return a way to project batches, in their order: here, or in other processes."""
-    if processes <= 1:
-        projector = Projector(gateway_id)
-
-        def here(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
-            for batch in batches:
-                rows = Rows()
-                projector.add(rows, batch.spans)
-                yield batch, rows
-
-        yield here
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, gc.disable) as pool:
-
-        def there(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
-            waiting: deque[tuple[Batch, Future[bytes]]] = deque()
-            for batch in batches:
-                waiting.append((batch, pool.submit(_project, gateway_id, batch.spans)))
-                if len(waiting) > processes * BATCHES_AHEAD:
-                    done, future = waiting.popleft()
-                    yield done, _rows(future.result())
-            for done, future in waiting:
-                yield done, _rows(future.result())
-
-        yield there
-
-
-def _project(gateway_id: int, spans: tuple[bytes, ...]) -> bytes:
-    rows = Rows()
-    Projector(gateway_id).add(rows, spans)
-    return _packed(rows)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     damage: tuple[Damage, ...] = ()
 
 
-class _Stretch(msgspec.Struct, frozen=True, kw_only=True):
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     """A segment, and how far it may be read now.
 
     Args:
@@ -76,7 +76,7 @@ class Reader:
         self._segments: list[tuple[str, SegmentName]] = []
         self._final: dict[str, int] = {}
         self._safe: set[str] = set()
-        self._ahead: list[_Stretch] | None = None
+        self._ahead: list[Stretch] | None = None
 
     def batches(
         self, lines_max: int, bytes_max: int, wanted: Callable[[str], bool] = lambda _: True
@@ -92,14 +92,19 @@ class Reader:
         for stretch in self._ahead:
             if not wanted(stretch.writer):
                 continue
-            yield from self._batches_of(stretch, lines_max, bytes_max)
+            yield from self.batches_of(stretch, lines_max, bytes_max)
+
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Return what is new, in the order in which `batches` would read it."""
+        self._ahead = self._look()
+        return tuple(self._ahead)
 
     def pending_bytes(self) -> int:
         """Return how many bytes of what the newest `batches` found the cursor has not passed yet."""
         ahead = self._look() if self._ahead is None else self._ahead
         return sum(max(0, stretch.limit - self._cursor[stretch.name]) for stretch in ahead)
 
-    def _look(self) -> list[_Stretch]:
+    def _look(self) -> list[Stretch]:
         """Return the segments that the cursor has not passed, and how far they may be read."""
         names = self._files.names(self._directory, SEGMENTS)
         if names != self._names:
@@ -122,7 +127,7 @@ class Reader:
                 continue  # removed since its name was read
             if self._cursor[name] < limit:
                 ahead.append(
-                    _Stretch(
+                    Stretch(
                         name=name,
                         writer=segment.writer,
                         limit=limit,
@@ -145,7 +150,8 @@ class Reader:
                 self._final[name] = size
         return readable(segment, mark, size)
 
-    def _batches_of(self, stretch: _Stretch, lines_max: int, bytes_max: int) -> Iterator[Batch]:
+    def batches_of(self, stretch: Stretch, lines_max: int, bytes_max: int) -> Iterator[Batch]:
+        """Yield what is new of one stretch, as `batches` does."""
         path, name, limit = self._directory / stretch.name, stretch.name, stretch.limit
         seen = self._cursor.seen(stretch.writer)
         end = told = self._cursor[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from gateway.ledger.queries import after as after_token
 from gateway.ledger.rebuilding import WouldLose, rebuild
 from gateway.ledger.store import LedgerNewer, Store
 from gateway.ledger.writing import Overtaken, refill
+from otel.journal.reader import Reader
 from otel.journal.removed import folder_id
-from tests.journals import append_bill, make_journal, record_id, remove, rows
+from tests.journals import append_bill, copy_of, make_journal, record_id, remove, rows
 from tests.ledger.books import (
     FILES,
     START_NS,
@@ -49,10 +51,16 @@ def by(groups: list[Group]) -> dict[Any, tuple[int, int]]:
     return {group.values[0]: (group.total.bills, group.total.cost_pico) for group in groups}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "journal"
+    asyncio.run(write_bills(folder, range(1_000), bytes_max=300_000))
+    return folder
+
+
 @pytest.fixture
-async def folder(tmp_path: Path) -> Path:
-    await write_bills(tmp_path / "journal", range(1_000))
-    return tmp_path / "journal"
+def folder(tmp_path: Path, written: Path) -> Path:
+    return copy_of(written, tmp_path / "journal")
 
 
 def test_each_bill_is_a_row_with_what_the_span_says(folder: Path, ledger: MakeStore) -> None:
@@ -330,6 +338,34 @@ def test_a_rebuilt_ledger_is_the_same_row_for_row(folder: Path, ledger: MakeStor
     assert (found.stats.bills, found.stats.again) == (0, 0)
 
 
+def test_other_processes_read_what_this_one_would_have_read(
+    tmp_path: Path, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_journal(tmp_path / "journal")  # a sync failed in it, so that records stand twice
+    append_bill(folder, 5, lambda text: text)
+    append_bill(folder, 5, lambda text: text.replace('"stringValue":"ok"', '"stringValue":"interrupted"'))
+    store = ledger()
+    caught_up(folder, store)
+    before = everything(store)
+    noted = store.run(lambda c: c.execute(select(schema.conflicts.c.line, schema.conflicts.c.line_end)).all())
+    again: list[str] = []
+    read_here = Reader.batches_of
+
+    def spied(self: Reader, stretch: Any, *bounds: int) -> Any:
+        again.append(stretch.name)
+        return read_here(self, stretch, *bounds)
+
+    monkeypatch.setattr(Reader, "batches_of", spied)
+    done = rebuild(folder, store, processes=2)
+    assert done.conflicts == 1
+    assert everything(store) == before
+    assert noted == store.run(
+        lambda c: c.execute(select(schema.conflicts.c.line, schema.conflicts.c.line_end)).all()
+    )
+    here = [name for name in again if "b0-0" in name]
+    assert here, "no segment was read again here, so the records that stand twice were not"
+
+
 def test_a_rebuild_that_died_before_its_sums_is_finished_by_the_follower(
     folder: Path, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,8 +441,10 @@ def test_of_two_followers_of_one_journal_the_slower_one_writes_nothing(
 
 
 def test_a_follower_that_was_overtaken_reads_on_from_where_the_other_one_is(
-    folder: Path, ledger: MakeStore
+    folder: Path, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gateway.ledger.follower.LINES_MAX", 50)
+    monkeypatch.setattr("gateway.ledger.follower.BATCHES_A_STEP", 2)
     first, second = follower(folder, ledger()), follower(folder, ledger())
     first._opened()
     assert second.step() == 0.0

@@ -1,0 +1,154 @@
+"""Reading: a journal as batches of rows, in order, here or by other processes for the sake of speed.
+
+Another process reads a whole segment as if all before it had been passed up to the number that its header
+names. Where that turns out not to be so, because a failed sync had records written again, the segment is
+read once more, here; the batches are therefore the same as the reader's, whoever read them.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from gateway.ledger.position import Position
+from gateway.ledger.projection import Projector, Rows
+from otel.journal.files import Files
+from otel.journal.lines import LINE_BYTES_MAX, Damage, kind_of, lines_in, number_of
+from otel.journal.reader import Batch, Reader, Stretch
+
+LINES_MAX: Final = 4_000
+"""Bills in one batch, and so in one transaction."""
+BYTES_MAX: Final = 32 * 1024 * 1024
+AHEAD: Final = 1
+"""Segments that wait to be written for each process, some ten MiB each, besides those in work."""
+
+Read = Iterator[tuple[Batch, Rows]]
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """A batch as another process hands it over, without its lines: `_Lines` finds them if they are wanted."""
+
+    end: int
+    seen: int
+    reaches: tuple[tuple[int, int], ...]
+    rows: Rows
+
+
+class _Segment(msgspec.Struct, frozen=True):
+    """A segment as another process read it, if all up to the number `passed` had been passed before."""
+
+    passed: int
+    parts: list[_Part]
+
+
+_packed: Final = msgspec.msgpack.Encoder().encode
+_segment: Final = msgspec.msgpack.Decoder(_Segment).decode
+
+
+@contextmanager
+def projected(
+    directory: Path, position: Position, gateway_id: int, files: Files, processes: int
+) -> Iterator[Read]:
+    """Return all that is new behind a position, which the caller moves after each batch.
+
+    Args:
+        processes: how many read and project beside this one; with 1 this one does it all.
+    """
+    reader = Reader(directory, position, files)
+    projector = Projector(gateway_id)
+    if processes <= 1:
+        yield _here(reader.batches(LINES_MAX, BYTES_MAX), projector)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, gc.disable) as pool:
+        yield _there(directory, reader, position, projector, gateway_id, pool, processes * (AHEAD + 1))
+
+
+def _here(batches: Iterator[Batch], projector: Projector) -> Read:
+    for batch in batches:
+        rows = Rows()
+        projector.add(rows, batch.spans)
+        yield batch, rows
+
+
+def _there(
+    directory: Path,
+    reader: Reader,
+    position: Position,
+    projector: Projector,
+    gateway_id: int,
+    pool: ProcessPoolExecutor,
+    waiting_max: int,
+) -> Read:
+    stretches = deque(reader.stretches())
+    waiting: deque[tuple[Stretch, Future[bytes]]] = deque()
+    while stretches or waiting:  # each turn hands a segment out, or takes one back
+        if stretches and len(waiting) < waiting_max:
+            stretch = stretches.popleft()
+            waiting.append((stretch, pool.submit(_read, directory, stretch, gateway_id)))
+            continue
+        stretch, future = waiting.popleft()
+        segment = _segment(future.result())
+        seen = position.seen(stretch.writer)
+        if segment.passed != seen and not (seen == 0 and stretch.first):
+            yield from _here(reader.batches_of(stretch, LINES_MAX, BYTES_MAX), projector)
+            continue
+        for part in segment.parts:
+            batch = Batch(
+                segment=stretch.name,
+                writer=stretch.writer,
+                spans=_Lines(directory, stretch, part.end),  # type: ignore[arg-type]  # read if it is asked for
+                reaches=part.reaches,
+                end=part.end,
+                seen=part.seen,
+            )
+            yield batch, part.rows
+
+
+def _read(directory: Path, stretch: Stretch, gateway_id: int) -> bytes:
+    """Read and project a whole segment, in another process."""
+    projector = Projector(gateway_id)
+    parts = []
+    for batch, rows in _here(_alone(directory, stretch), projector):
+        parts.append(_Part(batch.end, batch.seen, batch.reaches, rows))
+    return _packed(_Segment(_passed_before(directory, stretch), parts))
+
+
+def _alone(directory: Path, stretch: Stretch) -> Iterator[Batch]:
+    first = msgspec.structs.replace(stretch, first=True)
+    position = Position({}, {})
+    yield from Reader(directory, position).batches_of(first, LINES_MAX, BYTES_MAX)
+
+
+def _passed_before(directory: Path, stretch: Stretch) -> int:
+    """Return the number before the first one of a segment, as its header says it; -1 where it says none."""
+    data = Files().read(directory / stretch.name, 0, LINE_BYTES_MAX)
+    found = next(lines_in(data), None)
+    if found is None or isinstance(found, Damage) or kind_of(found[1]) != "H":
+        return -1
+    return number_of(found[1]) - 1
+
+
+class _Lines(Sequence[bytes]):
+    """The lines of one batch of a segment, read again: they are wanted where one of them gives no row."""
+
+    def __init__(self, directory: Path, stretch: Stretch, end: int) -> None:
+        self._directory, self._stretch, self._end = directory, stretch, end
+
+    def _lines(self) -> tuple[bytes, ...]:
+        batches = _alone(self._directory, self._stretch)
+        return next(batch.spans for batch in batches if batch.end == self._end)
+
+    def __getitem__(self, place: int) -> bytes:  # type: ignore[override]  # no slices
+        return self._lines()[place]
+
+    def __len__(self) -> int:
+        return len(self._lines())
