@@ -88,14 +88,9 @@ _decode: Final = msgspec.json.Decoder(_Resource).decode
 _decode_line: Final = msgspec.json.Decoder(_ChargeLine).decode
 _AMOUNT: Final = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]{1,12}))?", re.ASCII)
 _NUL: Final = b"\\u0000"
-_COUNTS: Final = {
-    name: (dimension.attribute, f"billing.cost.{name}_usd") for name, dimension in DIMENSIONS.items()
-}
 _CACHE_WRITE_OLDER: Final = "gen_ai.usage.cache_creation.input_tokens"
-_PARTS: Final = {name: tuple(d.name for d in DIMENSIONS.values() if d.part_of == name) for name in DIMENSIONS}
-_OWN_ATTRIBUTES: Final = tuple(_COUNTS[name][0] for name in TOKENS)
-_OTHERS: Final = {attribute: name for name, (attribute, _) in _COUNTS.items() if name not in TOKENS}
-_COST_LINES: Final = {line: name for name, (_, line) in _COUNTS.items()}
+_OWN_ATTRIBUTES: Final = tuple(DIMENSIONS[name].attribute for name in TOKENS)
+_OTHERS: Final = {d.attribute: name for name, d in DIMENSIONS.items() if name not in TOKENS}
 
 
 class Rows(msgspec.Struct, kw_only=True):
@@ -268,17 +263,8 @@ def _lines(a: Facts, cost_pico: int) -> list[Row]:
     Raises:
         Refused: they are not all of the cost.
     """
-    stated = a.get("billing.cost.lines", ())
-    adjustments = a.get("billing.cost.adjustments", ())
-    found: list[Row]
-    if stated or adjustments:
-        found = [_stated(_decode_line(text)) for text in (*stated, *adjustments)]
-    else:
-        found = [
-            ("charge", dimension, None, _charged(dimension, a), None, _pico(a[name]))
-            for name, dimension in _COST_LINES.items()
-            if name in a
-        ]
+    texts = (*a.get("billing.cost.lines", ()), *a.get("billing.cost.adjustments", ()))
+    found = [_stated(_decode_line(text)) for text in texts]
     if sum([line[-1] for line in found]) != cost_pico:  # type: ignore[misc]  # the last one is the cost
         raise Refused("its lines do not add up to its cost")
     return found
@@ -293,30 +279,6 @@ def _stated(line: _ChargeLine) -> Row:
         raise Refused("a line of its cost has no name")
     units = None if line.units is None else _bounded(line.units, INT64_MAX, "units of a line")
     return (line.kind, name, line.model, units, rate, _pico(line.usd))
-
-
-def _charged(dimension: str, a: Facts) -> int | None:
-    """Return how many units a line charges: the count without the parts that have lines of their own."""
-    if dimension == "request":
-        return 1
-    count = _count(dimension, a)
-    return None if count is None else max(0, count - sum(_covered(part, a) for part in _PARTS[dimension]))
-
-
-def _covered(dimension: str, a: Facts) -> int:
-    covered = 0
-    for part in _PARTS[dimension]:
-        covered += _covered(part, a)
-    if _COUNTS[dimension][1] not in a:
-        return covered
-    return max(covered, _count(dimension, a) or 0)
-
-
-def _count(dimension: str, a: Facts) -> int | None:
-    count = a.get(_COUNTS[dimension][0])
-    if count is None and dimension == "cache_write":
-        count = a.get(_CACHE_WRITE_OLDER)
-    return count if isinstance(count, int) else None
 
 
 def _other_counts(a: Facts) -> list[Row]:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Select,
+    Table,
     Text,
     column,
     or_,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 
 from gateway.ledger import schema
 from gateway.ledger.periods import Grain, Period, Piece, days_of, pieces_of
+from gateway.ledger.projection import SETTLED_REVISION
 from gateway.ledger.rollups import counts, sums_of_bills, sums_of_sums
 from gateway.ledger.schema import SUMS, TOKENS, total_pico
 
@@ -132,9 +134,8 @@ def costs(group_by: Sequence[Dimension], filters: Filters, period: Period, zone:
     if len(set(group_by)) != len(group_by):
         raise ValueError("a dimension is named twice")
     by_day = "day" in group_by
-    shared = any(name != "day" for name in group_by) or any(
-        getattr(filters, name) for name in (*_ACCOUNT, *_ROUTE)
-    )
+    used = {name for name in (*_ACCOUNT, *_ROUTE) if name in group_by or getattr(filters, name)}
+    shared = bool(used)
     days = days_of(period, zone) if by_day else [("", period)]
     found: dict[Grain, list[Piece]] = {}
     for label, stretch in days:
@@ -142,13 +143,22 @@ def costs(group_by: Sequence[Dimension], filters: Filters, period: Period, zone:
             found.setdefault(piece.grain, []).append(piece)
     statements: list[Select[Any]] = []
     for grain, pieces in found.items():
-        table = {"bill": schema.bills, "day": schema.daily}.get(
-            grain, schema.hourly if shared else schema.totals
-        )
+        table = _table(grain, who=not used.isdisjoint(_ACCOUNT), what=not used.isdisjoint(_ROUTE))
         for at in range(0, len(pieces), PIECES_A_STATEMENT):
             some = pieces[at : at + PIECES_A_STATEMENT]
             statements.append(_sums(table, grain, some, tuple(group_by), filters))
     return Costs(group_by=tuple(group_by), statements=tuple(statements))
+
+
+def _table(grain: Grain, *, who: bool, what: bool) -> Table:
+    """Return the smallest table of a grain that knows what is asked for."""
+    if grain == "bill":
+        return schema.bills
+    if grain == "hour":
+        return schema.hourly if who or what else schema.totals
+    if who and what:
+        return schema.daily
+    return schema.daily_accounts if who else schema.daily_routes
 
 
 def _sums(
@@ -266,24 +276,35 @@ def records(
         gateways.c.folder,
     ]
     order = (bills.c.ended_unix_ns, bills.c.record_id)
-    question = (
+    # The page is chosen in an index, and only its rows are read. Every bill has a first revision; a status
+    # can be another one in a later revision, so that the newest must be looked at where it is asked for.
+    newest = counts(bills) if filters.status else bills.c.revision == SETTLED_REVISION
+    chosen = (
+        select(bills.c.record_id)
+        .where(bills.c.ended_unix_ns >= period.start_ns, bills.c.ended_unix_ns < period.end_ns)
+        .where(newest, *_where(bills, filters))
+        .order_by(*(c.desc() if newest_first else c for c in order))
+        .limit(count + 1)
+    )
+    if after is not None:
+        at, record_id = after.ended_unix_ns, after.record_id
+        ended, own = order
+        if newest_first:
+            chosen = chosen.where(ended <= at, or_(ended < at, own < record_id))
+        else:
+            chosen = chosen.where(ended >= at, or_(ended > at, own > record_id))
+    page = chosen.subquery("page")
+    return (
         select(*bills.c, *shared)
+        .select_from(page)
+        .join(bills, bills.c.record_id == page.c.record_id)
         .join(accounts, accounts.c.id == bills.c.account_id)
         .join(routes, routes.c.id == bills.c.route_id)
         .join(gateways, gateways.c.id == bills.c.gateway_id)
         .outerjoin(rates, rates.c.id == bills.c.rate_id)
-        .where(bills.c.ended_unix_ns >= period.start_ns, bills.c.ended_unix_ns < period.end_ns)
-        .where(counts(bills), *_where(bills, filters))
+        .where(counts(bills))
         .order_by(*(c.desc() if newest_first else c for c in order))
-        .limit(count + 1)
     )
-    if after is None:
-        return question
-    at, record_id = after.ended_unix_ns, after.record_id
-    ended, own = order
-    if newest_first:
-        return question.where(ended <= at, or_(ended < at, own < record_id))
-    return question.where(ended >= at, or_(ended > at, own > record_id))
 
 
 def lines_of(record_ids: Sequence[str]) -> Select[Any]:

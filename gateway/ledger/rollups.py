@@ -20,6 +20,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
 )
 
 from gateway.ledger import schema
@@ -54,13 +55,18 @@ def fold(connection: Connection, bills: Iterable[Row]) -> None:
     for key, sums in by_hour.items():
         _add(by_day, (key[0] // _PER_DAY, *key[1:]), sums)
         _add(total, (key[0], key[1], key[4]), sums)
-    for table, groups in ((schema.hourly, by_hour), (schema.daily, by_day), (schema.totals, total)):
+    by_account: Groups = {}
+    by_route: Groups = {}
+    for key, sums in by_day.items():
+        _add(by_account, (*key[:3], key[4]), sums)
+        _add(by_route, (*key[:2], *key[3:]), sums)
+    for table, groups in zip(schema.ROLLUPS, (by_hour, by_day, by_account, by_route, total), strict=True):
         _upsert(connection, table, groups)
 
 
 def fold_all(connection: Connection, gateway_id: int) -> None:
     """Make the roll-ups of a gateway again: from its bills, and the coarser ones from the finer."""
-    hourly, daily, totals, bills = schema.hourly, schema.daily, schema.totals, schema.bills
+    hourly, daily, bills = schema.hourly, schema.daily, schema.bills
     for table in schema.ROLLUPS:
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
     counted = select().where(bills.c.gateway_id == gateway_id)
@@ -68,10 +74,20 @@ def fold_all(connection: Connection, gateway_id: int) -> None:
         counted = counted.where(counts(bills))
     hour = (whole(bills.c.ended_unix_ns, HOUR_NS), *(bills.c[name] for name in _keys(hourly)[1:]))
     _fill(connection, hourly, hour, sums_of_bills(bills), counted)
-    own = select().where(hourly.c.gateway_id == gateway_id)
     day = (whole(hourly.c.hour, _PER_DAY), *(hourly.c[name] for name in _keys(daily)[1:]))
-    _fill(connection, daily, day, sums_of_sums(hourly), own)
-    _fill(connection, totals, tuple(hourly.c[name] for name in _keys(totals)), sums_of_sums(hourly), own)
+    of_hours = select().where(hourly.c.gateway_id == gateway_id)
+    _fill(connection, daily, day, sums_of_sums(hourly), of_hours)
+    of_days = select().where(daily.c.gateway_id == gateway_id)
+    for table, finer, rows in (
+        (schema.daily_accounts, daily, of_days),
+        (schema.daily_routes, daily, of_days),
+        (schema.totals, hourly, of_hours),
+    ):
+        _fill(connection, table, tuple(finer.c[name] for name in _keys(table)), sums_of_sums(finer), rows)
+    if connection.dialect.name == "postgresql":
+        # Its own process gets to that later, and until then it takes a million rows for a few.
+        for table in (schema.bills, schema.lines, *schema.ROLLUPS):
+            connection.execute(text(f"ANALYZE {table.name}"))
 
 
 def whole(column: ColumnElement[int], by: int) -> ColumnElement[int]:

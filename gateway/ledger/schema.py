@@ -192,6 +192,30 @@ daily: Final = Table(
 )
 """The same by UTC day (days since 1970)."""
 
+daily_accounts: Final = Table(
+    "costs_daily_accounts",
+    metadata,
+    _id("day"),
+    _id("gateway_id"),
+    _id("account_id"),
+    _key("status"),
+    *_sums(),
+    sqlite_with_rowid=False,
+)
+"""The same by UTC day and who pays."""
+
+daily_routes: Final = Table(
+    "costs_daily_routes",
+    metadata,
+    _id("day"),
+    _id("gateway_id"),
+    _id("route_id"),
+    _key("status"),
+    *_sums(),
+    sqlite_with_rowid=False,
+)
+"""The same by UTC day and what served."""
+
 totals: Final = Table(
     "costs_total",
     metadata,
@@ -203,7 +227,7 @@ totals: Final = Table(
 )
 """The same by UTC hour and status alone."""
 
-ROLLUPS: Final = (hourly, daily, totals)
+ROLLUPS: Final = (hourly, daily, daily_accounts, daily_routes, totals)
 
 segments: Final = Table(
     "segments",

@@ -303,12 +303,15 @@ def test_sums_beyond_64_bits_are_exact(tmp_path: Path, ledger: MakeStore) -> Non
 
 
 def _nine_million(text: str) -> str:
-    old = '"billing.cost.input_usd","value":{"stringValue":"0.'
-    assert old in text
-    text = text.replace(old, old.replace('"0.', '"9000000.'))
-    return text.replace(
-        '"billing.cost.usd","value":{"stringValue":"0.', '"billing.cost.usd","value":{"stringValue":"9000000.'
-    )
+    """Make the first line of a bill's cost, and with it the bill, 9 million USD dearer."""
+    for old in (
+        '"billing.cost.usd","value":{"stringValue":"0.',
+        '"billing.cost.input_usd","value":{"stringValue":"0.',
+        '\\"usd\\":\\"0.',
+    ):
+        assert old in text
+        text = text.replace(old, old.removesuffix("0.") + "9000000.", 1)
+    return text
 
 
 def test_two_gateways_share_a_ledger_and_a_rebuild_touches_only_its_own(

@@ -39,6 +39,8 @@ def upgrade() -> None:
     _lines()
     _costs_hourly()
     _costs_daily()
+    _costs_daily_accounts()
+    _costs_daily_routes()
     _costs_total()
     _segments()
     _writers()
@@ -180,6 +182,48 @@ def _costs_daily() -> None:
         sa.Column("day", sa.BigInteger(), primary_key=True, autoincrement=False),
         sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
         sa.Column("account_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("route_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("status", sa.Text(), primary_key=True),
+        sa.Column("bills", sa.BigInteger(), nullable=False),
+        sa.Column("priced", sa.BigInteger(), nullable=False),
+        sa.Column("errors", sa.BigInteger(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger()),
+        sa.Column("output_tokens", sa.BigInteger()),
+        sa.Column("cache_read_tokens", sa.BigInteger()),
+        sa.Column("cache_write_tokens", sa.BigInteger()),
+        sa.Column("reasoning_tokens", sa.BigInteger()),
+        sa.Column("cost_milli", sa.BigInteger(), nullable=False),
+        sa.Column("cost_rest_pico", sa.BigInteger(), nullable=False),
+        sqlite_with_rowid=False,
+    )
+
+
+def _costs_daily_accounts() -> None:
+    op.create_table(
+        "costs_daily_accounts",
+        sa.Column("day", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("account_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("status", sa.Text(), primary_key=True),
+        sa.Column("bills", sa.BigInteger(), nullable=False),
+        sa.Column("priced", sa.BigInteger(), nullable=False),
+        sa.Column("errors", sa.BigInteger(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger()),
+        sa.Column("output_tokens", sa.BigInteger()),
+        sa.Column("cache_read_tokens", sa.BigInteger()),
+        sa.Column("cache_write_tokens", sa.BigInteger()),
+        sa.Column("reasoning_tokens", sa.BigInteger()),
+        sa.Column("cost_milli", sa.BigInteger(), nullable=False),
+        sa.Column("cost_rest_pico", sa.BigInteger(), nullable=False),
+        sqlite_with_rowid=False,
+    )
+
+
+def _costs_daily_routes() -> None:
+    op.create_table(
+        "costs_daily_routes",
+        sa.Column("day", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
         sa.Column("route_id", sa.BigInteger(), primary_key=True, autoincrement=False),
         sa.Column("status", sa.Text(), primary_key=True),
         sa.Column("bills", sa.BigInteger(), nullable=False),
