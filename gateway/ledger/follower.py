@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.ledger.position import Position, lost, passed_by, position_of
-from gateway.ledger.projection import Projector, Rows
+from gateway.ledger.projection import KNOWN_MAX, Projector, Rows
 from gateway.ledger.store import LedgerBroken, LedgerNewer, LedgerUnavailable, Store
 from gateway.ledger.writing import Overtaken, Stretch, Written, enrol, refill, sums_due, write
 from otel.journal.files import Files, reason_of
@@ -123,6 +123,7 @@ class Follower:
         self._monotonic = monotonic
         self._pause = pause
         self._open: _Open | None = None
+        self._checked = False
         self._level_at = monotonic()
         self._stop = threading.Event()
         self._stop_by = 0.0
@@ -193,9 +194,12 @@ class Follower:
             return self._open
         if self._open is not None:
             log.error("the ledger is gone or was replaced; going on with what is there", extra=self._named())
+            self._checked = False
         self._open = None
         self._store.open()
-        self._store.check()
+        if not self._checked:  # once: it reads all of the file, and the ledger may be away often
+            self._store.check()
+            self._checked = True
         folder = self._folder()
         gateway_id = self._store.run(lambda c: enrol(c, folder), writes=True)
         if self._store.run(lambda c: sums_due(c, gateway_id)):
@@ -268,6 +272,7 @@ class Follower:
     def _make_again(self, why: str) -> float:
         """Set a broken ledger aside; the next step makes another one, if nothing is lost by that."""
         self._open = None
+        self._checked = False
         log.error("the ledger is damaged", extra={**self._named(), "why": why})
         try:
             aside = self._store.set_aside()
@@ -324,6 +329,8 @@ def write_batch(
         lambda c: write(c, gateway_id, rows, stretch, now_unix_ns=now_unix_ns, sums=sums, known=known),
         writes=True,
     )
+    if len(known) > KNOWN_MAX:
+        known.clear()
     known.update(rows.accounts, rows.routes, rows.rates)
     position.move(batch.segment, batch.end, batch.writer, batch.seen)
     return written

@@ -146,6 +146,7 @@ def test_a_server_that_is_not_there_stops_no_start(folder: Path) -> None:
     assert found.step() > 0
     assert found.stats.failures_in_a_row == 1
     assert not found.stats.stopped
+    found._close()
 
 
 @pytest.mark.parametrize(
