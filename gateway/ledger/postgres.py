@@ -74,15 +74,18 @@ class PostgresStore:
 
     def run(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
         """Do some work in one transaction; see `Store.run`."""
-        del writes
         with self._busy, told_apart():
             if self._runner is None:
                 raise LedgerUnavailable("it is not open")
-            return self._runner.run(self._run(work))
+            return self._runner.run(self._run(work, writes=writes))
 
-    async def _run(self, work: Callable[[Connection], T]) -> T:
+    async def _run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
         assert self._engine is not None  # it is made with the runner
         async with self._engine.begin() as connection:
+            if not writes:
+                # A join with stretches of time looks to the planner as if it met a ninth of all rows; it
+                # meets few, and reading all bills for each day of a month takes 20 s instead of 0.1.
+                await connection.execute(text("SET LOCAL enable_seqscan = off"))
             return await connection.run_sync(work)
 
     def set_aside(self) -> None:

@@ -96,12 +96,13 @@ def whole(column: ColumnElement[int], by: int) -> ColumnElement[int]:
 
 
 def counts(table: FromClause) -> ColumnElement[bool]:
-    """Return the condition that a row of `bills` is the newest revision of its bill."""
+    """Return the condition that a row of `bills` is the newest revision of its bill.
+
+    A scalar subquery, which is looked up for each row: of NOT EXISTS PostgreSQL makes a join of all bills.
+    """
     newer = schema.bills.alias("newer")
-    later = select(literal(1)).where(
-        newer.c.record_id == table.c.record_id, newer.c.revision > table.c.revision
-    )
-    return ~later.exists()
+    newest = select(func.max(newer.c.revision)).where(newer.c.record_id == table.c.record_id)
+    return table.c.revision == newest.scalar_subquery()
 
 
 def sums_of_bills(bills: FromClause) -> list[ColumnElement[Any]]:
