@@ -141,6 +141,8 @@ class Projector:
         (scope,) = _decode(inner).scope_spans
         (span,) = scope.spans
         a = _facts(span.attributes)
+        if "billing.revision.of" in a:
+            raise Refused("it is a revision, and this version keeps bills as they were settled")
         record_id = str(a["billing.record.id"])
         status = a["billing.status"]
         if status not in STATUSES:
