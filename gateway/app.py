@@ -24,12 +24,16 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 
 from gateway import __version__
+from gateway.admission.admin import AdminKey
 from gateway.admission.gate import Gate
+from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
+from gateway.api.access import Access
 from gateway.api.correlation import Ids
 from gateway.api.doors import Readiness, fastapi_app
 from gateway.api.inference import Doors
 from gateway.api.observe import Observer
+from gateway.api.own_key import own_key_router
 from gateway.assembly import (
     SIMULATED,
     CountOnDemand,
@@ -117,6 +121,7 @@ def create_app(
     providers = configured_providers(settings, environ)
     try:
         ring = KeyRing([*configured_keys(settings, environ), *keys])
+        access = Access(_admin_key(settings), ring.identify)
         book = book_of(settings.prices)
         router = Router(
             [place_of(provider) for provider in providers.values()], settings.routing.default_provider
@@ -192,6 +197,7 @@ def create_app(
         models=lambda: models_of(providers, book.catalogue),
         ready=lambda: _readiness(writer, gate),
         protocols=PROTOCOLS,
+        routers=[own_key_router(access)],
         lifespan=_lifespan(
             settings.journal.directory,
             writer,
@@ -212,11 +218,20 @@ def create_app(
         identify=ring.identify,
         lanes=lanes_of(router, providers),
         screen=screen_of(book, settings.prices.unpriced, time.time_ns),
+        guard=Guards(()),
         body_bytes_max=settings.server.max_body_bytes,
         gate=gate,
         refused=observer.refusal,
         served=observer.served,
     )
+
+
+def _admin_key(settings: Settings) -> AdminKey:
+    key = settings.admin.key
+    try:
+        return AdminKey(None if key is None else key.get_secret_value())
+    except ValueError as fault:
+        raise SettingsError(f"admin.key (SPANBILL_ADMIN__KEY): {fault}") from fault
 
 
 def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:

@@ -334,6 +334,7 @@ class Serving:
         )
         sequence = stages.recorder.settle(exchange)
         self.settled = True
+        admitted.hold.settle(exchange)
         stages.observe(exchange, self._status)
         return exchange, sequence
 

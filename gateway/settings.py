@@ -108,6 +108,16 @@ class LedgerSettings(_Section):
     )
 
 
+class AdminSettings(_Section):
+    """Who operates the gateway."""
+
+    key: SecretStr | None = Field(
+        None,
+        description="The operator's key, for all costs, keys and budgets; at least 20 characters, and "
+        "random: `openssl rand -hex 32`. Without it those doors are shut.",
+    )
+
+
 class KeySettings(_Section):
     """One virtual key and its owner."""
 
@@ -286,7 +296,8 @@ class Settings(BaseSettings):
     )
     keys: tuple[KeySettings, ...] = Field((), description="Virtual keys with their owners.")
     demo: bool = Field(True, description="Make and print a demo key if no key is configured at all.")
-    server: ServerSettings = ServerSettings()  # type: ignore[call-arg]  # the plugin-free mypy does not see defaults
+    admin: AdminSettings = AdminSettings()  # type: ignore[call-arg]  # the plugin-free mypy does not see defaults
+    server: ServerSettings = ServerSettings()  # type: ignore[call-arg]
     journal: JournalSettings = JournalSettings()  # type: ignore[call-arg]
     ledger: LedgerSettings = LedgerSettings()  # type: ignore[call-arg]
     providers: dict[str, ProviderSettings] = Field(

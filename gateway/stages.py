@@ -7,6 +7,7 @@ from typing import Protocol as Interface
 
 import msgspec
 
+from gateway.admission.guards import NOTHING_HELD, Hold
 from gateway.billing import Prices
 from gateway.core.exchange import Call, Exchange, Progress
 from gateway.protocols.base import Dialect, Protocol, Request
@@ -81,6 +82,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
         ids: response headers with the correlation ids.
         started_ns: monotonic time of admission.
         traceparent: makes the header for an attempt's span id.
+        hold: what it occupies until its bill is known.
     """
 
     call: Call
@@ -92,3 +94,4 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[Header]
     started_ns: int
     traceparent: Callable[[str], bytes]
+    hold: Hold = NOTHING_HELD

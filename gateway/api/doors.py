@@ -8,11 +8,11 @@ instrumentation. Refusals use the envelope of whoever asks: Anthropic's for a ca
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
@@ -60,9 +60,14 @@ def fastapi_app(
     models: Callable[[], Sequence[ModelEntry]],
     ready: Callable[[], Readiness],
     protocols: Mapping[str, Protocol],
+    routers: Iterable[APIRouter],
     lifespan: Callable[[FastAPI], Any],
 ) -> FastAPI:
-    """Return the FastAPI application, instrumented, with the inference doors documented."""
+    """Return the FastAPI application, instrumented, with the inference doors documented.
+
+    Args:
+        routers: further doors.
+    """
     app = FastAPI(
         title="Spanbill",
         version=version,
@@ -74,6 +79,8 @@ def fastapi_app(
     _add_operations(app, registry, ready)
     _add_models(app, identify, models)
     _add_stored_responses(app, identify)
+    for router in routers:
+        app.include_router(router)
     _add_envelopes(app)
     app.add_middleware(CorrelationMiddleware, ids=ids)
     FastAPIInstrumentor.instrument_app(

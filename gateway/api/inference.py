@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.admission.gate import Gate, stopping
+from gateway.admission.guards import NOTHING_HELD, Guard
 from gateway.api.correlation import Correlation, Ids, begin
 from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity
@@ -54,6 +55,7 @@ class Doors:
         identify: request headers -> who pays; raises CallerError 401.
         lanes: (model, protocol name) -> targets in order; raises CallerError 404.
         screen: (who pays, targets) -> those that it may be sent to; raises CallerError 402.
+        guard: what an admitted request must still pass: limits, budgets.
         refused: told of each refusal.
         served: told of each exchange's correlation and scope for the SERVER span, after its end.
 
@@ -72,6 +74,7 @@ class Doors:
         identify: Callable[[Sequence[Header]], Identity],
         lanes: Callable[[str, str], tuple[Lane, ...]],
         screen: Callable[[Identity, tuple[Lane, ...]], tuple[Lane, ...]],
+        guard: Guard,
         body_bytes_max: int,
         gate: Gate,
         refused: Callable[[Refusal], None],
@@ -87,6 +90,7 @@ class Doors:
         self._identify = identify
         self._lanes = lanes
         self._screen = screen
+        self._guard = guard
         self._body_bytes_max = body_bytes_max
         self._refused = refused
         self._served = served
@@ -140,6 +144,7 @@ class Doors:
         headers: list[Header] = scope["headers"]
         correlation = begin(headers, self._ids, self._traces, self._names[protocol.path])
         caller = Caller(receive, send, scope.get("extensions", {}).get("spanbill"))
+        admitted: Admitted | None = None
         serving: Serving | None = None
         try:
             admitted = await self._admit(protocol, scope, receive, correlation, started_ns, started_unix_ns)
@@ -164,6 +169,8 @@ class Doors:
         finally:
             if serving is not None:
                 self.gate.leave()
+            if admitted is not None and (serving is None or not serving.settled):
+                admitted.hold.release()
             if correlation.sampled and self._traces.enabled:
                 self._served(scope, correlation, caller.status, started_unix_ns, stages.now_ns())
 
@@ -208,6 +215,7 @@ class Doors:
             input_summary=request.summary,
             sampled=correlation.sampled,
         )
+        hold = await self._guard.admit(call, lanes) if protocol.billable else NOTHING_HELD
         return Admitted(
             call=call,
             request=request,
@@ -215,9 +223,10 @@ class Doors:
             lanes=lanes,
             body=body,
             headers=headers,
-            ids=correlation.headers(),
+            ids=[*correlation.headers(), *hold.headers],
             started_ns=started_ns,
             traceparent=correlation.traceparent,
+            hold=hold,
         )
 
     async def _refuse(
@@ -251,6 +260,7 @@ class Doors:
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             *correlation.headers(),
+            *error.headers,
         ]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))

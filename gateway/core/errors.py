@@ -20,6 +20,9 @@ class SpanbillError(Exception):
         status: HTTP status for the caller.
         param: the field or header at fault, if one is.
         retry_after_s: seconds to put into `Retry-After`, if waiting helps.
+
+    Attributes:
+        headers: what else the answer tells in its head (limits, and how long they last).
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class SpanbillError(Exception):
         self.status = status
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class CallerError(SpanbillError):
