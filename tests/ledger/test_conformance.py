@@ -12,12 +12,14 @@ import pytest
 from sqlalchemy import func, select, update
 
 from gateway.ledger import schema
+from gateway.ledger.opening import passed_in
 from gateway.ledger.periods import Period
 from gateway.ledger.queries import After, Costs, Filters, Group, costs, lines_of, records
 from gateway.ledger.queries import after as after_token
 from gateway.ledger.rebuilding import WouldLose, rebuild
 from gateway.ledger.store import LedgerNewer, Store
 from gateway.ledger.writing import Overtaken, refill
+from otel.journal.files import Files
 from otel.journal.reader import Reader
 from otel.journal.removed import folder_id
 from tests.journals import append_bill, copy_of, make_journal, record_id, remove, rows
@@ -409,7 +411,7 @@ def test_what_retention_removed_is_not_lost_silently(
     assert found.stats.stopped
     assert "--accept-loss" in str(found.stats.last_error)
     assert "the ledger is not followed" in caplog.text
-    assert found.passed() is None
+    assert not passed_in(ledger(), folder, Files())
     done = rebuild(folder, store, accept=True)
     assert done.lost > 0
     assert done.bills + done.lost == len(before["bills"])
@@ -461,12 +463,9 @@ def test_a_follower_that_was_overtaken_reads_on_from_where_the_other_one_is(
 
 
 def test_retention_is_told_what_the_ledger_has(folder: Path, ledger: MakeStore) -> None:
-    found = follower(folder, ledger())
-    assert found.passed() is None
-    while found.step() == 0.0:  # ends with the journal
-        pass
-    passed = found.passed()
-    assert passed == {
+    assert not passed_in(ledger(), folder, Files())
+    caught_up(folder, ledger())
+    assert passed_in(ledger(), folder, Files()) == {
         str(p.relative_to(folder)): p.stat().st_size
         for p in folder.glob("*/*.jsonl")
         if p.parent.name[0] == "2"
