@@ -108,6 +108,16 @@ class LedgerSettings(_Section):
     )
 
 
+class ControlSettings(_Section):
+    """Where virtual keys and budgets are kept."""
+
+    url: SecretStr = Field(
+        SecretStr(""),
+        description="As `ledger.url`; without it, the ledger's PostgreSQL, or `control.db` beside the "
+        "journal's folder. It is in no journal: back it up.",
+    )
+
+
 class AdminSettings(_Section):
     """Who operates the gateway."""
 
@@ -300,6 +310,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()  # type: ignore[call-arg]
     journal: JournalSettings = JournalSettings()  # type: ignore[call-arg]
     ledger: LedgerSettings = LedgerSettings()  # type: ignore[call-arg]
+    control: ControlSettings = ControlSettings()  # type: ignore[call-arg]
     providers: dict[str, ProviderSettings] = Field(
         {}, description="Providers by name; built-in ones need only a key."
     )

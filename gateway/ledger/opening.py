@@ -31,16 +31,29 @@ def store_at(url: str, journal: Path) -> Store:
     Raises:
         ValueError: the setting names no ledger that we know; the message does not repeat it.
     """
+    place = place_of(url, "ledger.url") or journal.parent / FILE
+    return SqliteStore(place) if isinstance(place, Path) else PostgresStore(place)
+
+
+def place_of(url: str, setting: str) -> Path | str | None:
+    """Return the file of a database, or the URL of a PostgreSQL; None where none is named.
+
+    Raises:
+        ValueError: it is neither; the message names the setting and does not repeat it.
+    """
     if not url:
-        return SqliteStore(journal.parent / FILE)
+        return None
     if url.startswith(_SQLITE) and len(url) > len(_SQLITE):
-        return SqliteStore(Path(url.removeprefix(_SQLITE)))
+        return Path(url.removeprefix(_SQLITE))
     if url.startswith(_POSTGRES):
+        plain = url.replace("postgres://", "postgresql://", 1)
         try:
-            return PostgresStore(url.replace("postgres://", "postgresql://", 1))
+            PostgresStore(plain)
         except (ArgumentError, ValueError):
             pass
-    raise ValueError("ledger.url is not `sqlite:///path` or `postgresql://user:password@host/database`")
+        else:
+            return plain
+    raise ValueError(f"{setting} is not `sqlite:///path` or `postgresql://user:password@host/database`")
 
 
 def first_look(store: Store) -> None:

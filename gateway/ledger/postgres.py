@@ -31,13 +31,23 @@ class PostgresStore:
 
     Args:
         url: as SQLAlchemy writes it; `postgresql://` and `postgres://` mean asyncpg.
+        migrate: makes or upgrades the tables; the ledger's by default.
+        statement_s: how long a statement may take.
 
     Raises:
         ValueError: the URL cannot be used.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        migrate: Callable[[Connection], None] | None = None,
+        *,
+        statement_s: float = STATEMENT_S,
+    ) -> None:
         self._url = make_url(url).set(drivername="postgresql+asyncpg")
+        self._migrate = migrate
+        self._statement_s = statement_s
         self._engine: AsyncEngine | None = None
         self._runner: asyncio.Runner | None = None
         self._busy = threading.Lock()
@@ -55,7 +65,7 @@ class PostgresStore:
             self._url,
             connect_args={
                 "timeout": CONNECT_S,
-                "command_timeout": STATEMENT_S,
+                "command_timeout": self._statement_s,
                 # Whatever the server's default is: retention goes by what was committed.
                 "server_settings": {"application_name": "spanbill", "synchronous_commit": "on"},
             },
@@ -63,7 +73,7 @@ class PostgresStore:
             max_overflow=0,
             pool_pre_ping=True,
         )
-        self.run(_upgrade, writes=True)
+        self.run(self._upgrade, writes=True)
 
     def check(self) -> None:
         """Nothing to do: PostgreSQL looks after its own files."""
@@ -107,7 +117,6 @@ class PostgresStore:
             self._engine = None
             self._runner = None
 
-
-def _upgrade(connection: Connection) -> None:
-    connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-    upgrade(connection)
+    def _upgrade(self, connection: Connection) -> None:
+        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        (self._migrate or upgrade)(connection)

@@ -33,10 +33,12 @@ class SqliteStore:
 
     Args:
         path: of the file; its folder is made if it is not there.
+        migrate: makes or upgrades the tables; the ledger's by default.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, migrate: Callable[[Connection], None] | None = None) -> None:
         self._path = path
+        self._migrate = migrate
         self._engine: Engine | None = None
         self._file: tuple[int, int] | None = None
 
@@ -56,7 +58,7 @@ class SqliteStore:
             )
             event.listen(self._engine, "connect", _prepare)
             event.listen(self._engine, "begin", _begin)
-            self.run(upgrade, writes=True)
+            self.run(self._migrate or upgrade, writes=True)
             self._file = _identity(self._path)
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 
 from gateway.ledger import schema
-from gateway.ledger.migrations import known_revisions, revision_of, running, upgrade
+from gateway.ledger.migrations import LEDGER, known_revisions, revision_of, upgrade
 from gateway.ledger.store import Store
 from tests.ledger.conftest import MakeStore
 
@@ -20,7 +20,7 @@ def differences(connection: Connection) -> list[Any]:
     return [
         difference
         for difference in compare_metadata(context, schema.metadata)
-        if getattr(difference[1], "name", None) != running.VERSION_TABLE
+        if getattr(difference[1], "name", None) != LEDGER.table
     ]
 
 
@@ -29,7 +29,7 @@ def test_each_revision_comes_up_to_the_newest(
     revision: str, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ledger()
-    whole = running.upgrade
+    whole = LEDGER.upgrade
     with monkeypatch.context() as old:
         for place in ("gateway.ledger.sqlite.upgrade", "gateway.ledger.postgres.upgrade"):
             old.setattr(place, lambda connection: whole(connection, revision))

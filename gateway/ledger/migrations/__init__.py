@@ -3,6 +3,15 @@
 A revision that this version does not know was made by a newer one: its ledger is left alone.
 """
 
-from gateway.ledger.migrations.running import known_revisions, revision_of, upgrade
+from pathlib import Path
+from typing import Final
 
-__all__ = ["known_revisions", "revision_of", "upgrade"]
+from gateway.ledger.migrations.running import Migrations
+
+LEDGER: Final = Migrations(Path(__file__).parent, "ledger_schema", "ledger", "ledger.url")
+
+known_revisions = LEDGER.known_revisions
+revision_of = LEDGER.revision_of
+upgrade = LEDGER.upgrade
+
+__all__ = ["LEDGER", "Migrations", "known_revisions", "revision_of", "upgrade"]

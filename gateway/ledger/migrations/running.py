@@ -12,44 +12,56 @@ from sqlalchemy import Connection
 
 from gateway.ledger.store import LedgerNewer
 
-VERSION_TABLE = "ledger_schema"
 
+class Migrations:
+    """The steps of one schema; several schemas may share a database.
 
-def known_revisions() -> list[str]:
-    """Return the revisions that this version can make, the newest first."""
-    return [script.revision for script in _scripts().walk_revisions()]
-
-
-def revision_of(connection: Connection) -> str | None:
-    """Return the revision of a ledger's schema, None where there are no tables yet."""
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
-
-
-def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the tables to a revision.
-
-    Raises:
-        LedgerNewer: a newer version made them.
+    Args:
+        folder: holds `versions`, one module for each revision.
+        table: where the schema's revision stands.
+        what: what has this schema, in words.
+        setting: which setting names another database for it.
     """
-    scripts = _scripts()
-    current = revision_of(connection)
-    if current is not None and current not in known_revisions():
-        raise LedgerNewer(
-            f"the ledger's schema is revision {current}, and this version knows none after "
-            f"{known_revisions()[0]}: run the newer version, or give this one another ledger (ledger.url)"
-        )
-    if current == scripts.get_current_head():
-        return
 
-    def steps(now: object, _: object) -> list[RevisionStep]:
-        return scripts._upgrade_revs(revision, now)  # type: ignore[arg-type]  # alembic's own way
+    def __init__(self, folder: Path, table: str, what: str, setting: str) -> None:
+        self.table = table
+        self._folder = folder
+        self._what = what
+        self._setting = setting
 
-    environment = EnvironmentContext(Config(), scripts, fn=steps)
-    with environment:
-        environment.configure(connection=connection, version_table=VERSION_TABLE, transactional_ddl=True)
-        environment.run_migrations()
+    def known_revisions(self) -> list[str]:
+        """Return the revisions that this version can make, the newest first."""
+        return [script.revision for script in self._scripts().walk_revisions()]
 
+    def revision_of(self, connection: Connection) -> str | None:
+        """Return the revision of a database's schema, None where there are no tables yet."""
+        context = MigrationContext.configure(connection, opts={"version_table": self.table})
+        return context.get_current_revision()
 
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory(str(Path(__file__).parent))
+    def upgrade(self, connection: Connection, revision: str = "head") -> None:
+        """Bring the tables to a revision.
+
+        Raises:
+            LedgerNewer: a newer version made them.
+        """
+        scripts = self._scripts()
+        current = self.revision_of(connection)
+        known = self.known_revisions()
+        if current is not None and current not in known:
+            raise LedgerNewer(
+                f"the {self._what}'s schema is revision {current}, and this version knows none after "
+                f"{known[0]}: run the newer version, or give this one another {self._what} ({self._setting})"
+            )
+        if current == scripts.get_current_head():
+            return
+
+        def steps(now: object, _: object) -> list[RevisionStep]:
+            return scripts._upgrade_revs(revision, now)  # type: ignore[arg-type]  # alembic's own way
+
+        environment = EnvironmentContext(Config(), scripts, fn=steps)
+        with environment:
+            environment.configure(connection=connection, version_table=self.table, transactional_ddl=True)
+            environment.run_migrations()
+
+    def _scripts(self) -> ScriptDirectory:
+        return ScriptDirectory(str(self._folder))
