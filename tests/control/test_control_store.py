@@ -38,13 +38,8 @@ def test_the_migrations_make_what_the_code_believes(control: MakeControl) -> Non
 
 def test_changes_come_one_after_another_and_are_seen_from_every_side(control: MakeControl) -> None:
     one, other = control(), control()
-    assert [
-        side.run(lambda c: schema.next_version(c, "keys"), writes=True) for side in (one, other, one)
-    ] == [
-        1,
-        2,
-        3,
-    ]
+    seen = [side.run(lambda c: schema.next_version(c, "keys"), writes=True) for side in (one, other, one)]
+    assert seen == [1, 2, 3]
     assert other.run(lambda c: c.execute(select(schema.versions.c.version)).scalar_one()) == 3
 
 
