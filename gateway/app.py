@@ -155,7 +155,13 @@ def create_app(
         shared = SharedMetrics(metrics, worker.board, worker.number, time.monotonic)
     registry = CollectorRegistry()
     registry.register(shared or metrics)
-    observer = Observer(metrics, traces, lines if settings.logging.requests else None)
+    observer = Observer(
+        metrics,
+        traces,
+        lines if settings.logging.requests else None,
+        usage=behind.usage,
+        errors=behind.errors,
+    )
     network = transport or Switch(
         transport_for(settings.upstream.transport),
         SimulatedTransport(),

@@ -1,4 +1,4 @@
-"""Behind: what comes after the journal, beside requests: delivery, the ledger, and retention.
+"""Behind: what comes after the journal, beside requests: delivery, the ledger, retention, and log files.
 
 Each runs in a thread of its own, and of several workers one at a time. Retention goes by what the others say
 that they have; they stop after it, with the journal's last bills.
@@ -13,6 +13,10 @@ from typing import Any, Final
 import httpx
 
 from gateway.core.errors import CannotStartError
+from gateway.daybook.daylog import DayLog
+from gateway.daybook.keeper import Keeper
+from gateway.daybook.keeping import naming_of
+from gateway.daybook.settings import LogFileSettings
 from gateway.ledger.follower import Follower
 from gateway.ledger.opening import first_look, passed_in, store_at
 from gateway.ledger.store import LedgerNewer, Store
@@ -40,7 +44,11 @@ STOP_SHIPPING_S: Final = 10.0
 
 
 class Behind:
-    """Shipper, ledger and retention of one journal folder.
+    """Shipper, ledger and retention of one journal folder, and the files of the logs.
+
+    Attributes:
+        usage: takes a line per bill; None without a path.
+        errors: takes a line per refusal, error of a provider and fault; None without a path.
 
     Raises:
         SettingsError: the Collector's address or the ledger's cannot be used.
@@ -51,9 +59,14 @@ class Behind:
         self._shipper = _shipper(settings, files, environ)
         self._follower = _follower(settings, files)
         self._remover = _remover(settings, files, shipped=self._shipper is not None)
+        self.usage = _day_log(settings.logging.usage, "usage")
+        self.errors = _day_log(settings.logging.errors, "errors")
+        self._logs = [log for log in (self.usage, self.errors) if log is not None]
+        self._keeper = Keeper(self._logs)
 
     def start(self) -> None:
         """Begin, with the journal open."""
+        self._keeper.start()
         if self._shipper is not None:
             self._shipper.start()
         self._follower.start()
@@ -67,10 +80,14 @@ class Behind:
         self._follower.stop(STOP_FOLLOWING_S)
         if self._shipper is not None:
             self._shipper.stop(STOP_SHIPPING_S)
+        self._keeper.stop()
 
     def health(self) -> Iterable[Reading]:
         """Yield what the metrics say of it."""
         yield from _ledger_health(self._follower)
+        if self._logs:
+            dropped = sum([log.dropped for log in self._logs])
+            yield counter("llm_gateway_log_file_lines_dropped", "Lines that no log file has.", dropped)
         if self._remover is not None:
             removed = self._remover.removed
             yield counter("llm_gateway_journal_removed", "Segments that retention removed.", removed)
@@ -109,6 +126,13 @@ def _verify(certificate: str | None) -> Any:
     if certificate is None:
         return True
     return httpx.create_ssl_context(verify=certificate)
+
+
+def _day_log(settings: LogFileSettings, stem: str) -> DayLog | None:
+    if settings.path is None:
+        return None
+    naming = naming_of(settings.path, stem)
+    return DayLog(naming, days=settings.retention_days, bytes_max=settings.bytes_max)
 
 
 def _ledger(settings: Settings) -> Store:

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
+from gateway.daybook.settings import DebugSettings, LogFileSettings
+
 ENV_PREFIX = "SPANBILL_"
 NOT_SETTINGS = frozenset(
     {"SPANBILL_CONFIG", "SPANBILL_RECORDINGS", "SPANBILL_PRICES", "SPANBILL_STACK_CACHE"}
@@ -281,12 +283,15 @@ class EstimatesSettings(_Section):
 
 
 class LoggingSettings(_Section):
-    """What is written to standard output."""
+    """What is written to standard output, and to files by days."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level to log."
     )
     requests: bool = Field(True, description="One JSON line per request on standard output.")
+    usage: LogFileSettings = LogFileSettings()  # type: ignore[call-arg]
+    errors: LogFileSettings = LogFileSettings()  # type: ignore[call-arg]
+    debug: DebugSettings = DebugSettings()  # type: ignore[call-arg]
 
 
 class Settings(BaseSettings):

@@ -37,7 +37,11 @@ TELL_S: Final = 0.25
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was answered by the gateway itself; told to logs, metrics and the SERVER span."""
+    """A request that was answered by the gateway itself; told to logs, metrics and the SERVER span.
+
+    Args:
+        identity: whose key it came with, None if that is not known.
+    """
 
     correlation: Correlation
     path: str
@@ -45,6 +49,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     started_unix_ns: int
     latency_ns: int
+    identity: Identity | None = None
 
 
 class Doors:
@@ -152,7 +157,10 @@ class Doors:
             serving = Serving(stages, admitted, caller)
             await serving.serve()
         except SpanbillError as error:
-            await self._refuse(protocol, caller, correlation, error, serving, started_ns, started_unix_ns)
+            who = self._payer(headers)
+            await self._refuse(
+                protocol, caller, correlation, error, serving, started_ns, started_unix_ns, who
+            )
         except asyncio.CancelledError:
             self._abandon(serving, INTERRUPTED)
             await self._tell_stopping(protocol, caller, correlation, serving, started_ns, started_unix_ns)
@@ -229,6 +237,12 @@ class Doors:
             hold=hold,
         )
 
+    def _payer(self, headers: Sequence[Header]) -> Identity | None:
+        """Return whose request was refused; None if its key is not known."""
+        with contextlib.suppress(SpanbillError):
+            return self._identify(headers)
+        return None
+
     async def _refuse(
         self,
         protocol: Protocol,
@@ -238,6 +252,7 @@ class Doors:
         serving: Serving | None,
         started_ns: int,
         started_unix_ns: int,
+        who: Identity | None = None,
     ) -> None:
         """Answer in the protocol's envelope; of an answer that has begun, only a stream can say more."""
         if serving is None or not serving.settled:
@@ -249,6 +264,7 @@ class Doors:
                     code=error.code,
                     started_unix_ns=started_unix_ns,
                     latency_ns=self._stages.monotonic_ns() - started_ns,
+                    identity=who,
                 )
             )
         if caller.started:

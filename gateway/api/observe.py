@@ -14,7 +14,7 @@ from gateway.api.correlation import Correlation
 from gateway.api.inference import Refusal
 from gateway.core.exchange import Exchange
 from gateway.core.money import pico_to_usd
-from gateway.logs import LineWriter, timestamp
+from gateway.logs import Lines, timestamp
 from otel.metrics import Metrics, Observation
 from otel.server_span import record_attempt_span, record_server_span
 from otel.traces import Traces
@@ -25,12 +25,24 @@ class Observer:
 
     Args:
         lines: where the request log goes; None if it is switched off.
+        usage: where a line per bill goes besides.
+        errors: where a line per request that failed goes.
     """
 
-    def __init__(self, metrics: Metrics, traces: Traces, lines: LineWriter | None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        traces: Traces,
+        lines: Lines | None,
+        *,
+        usage: Lines | None = None,
+        errors: Lines | None = None,
+    ) -> None:
         self._metrics = metrics
         self._traces = traces
+        self._bills = [sink for sink in (lines, usage) if sink is not None]
         self._lines = lines
+        self._errors = errors
 
     def exchange(self, exchange: Exchange, status: int) -> None:
         """Tell of a settled exchange; `status` is what the caller is answered."""
@@ -53,30 +65,25 @@ class Observer:
                 time_to_first_chunk_ns=exchange.time_to_first_chunk_ns,
             )
         )
-        if self._lines is not None:
-            self._lines.write(_line(exchange, status, provider, cost))
+        if self._bills or (self._errors is not None and exchange.error_type is not None):
+            line = _line(exchange, status, provider, cost)
+            for sink in self._bills:
+                sink.write(line)
+            if self._errors is not None and exchange.error_type is not None:
+                self._errors.write(line)
         if call.sampled and self._traces.enabled:
             self._attempts(exchange)
 
     def refusal(self, refusal: Refusal) -> None:
         """Tell of a request that no provider saw."""
         self._metrics.refuse(refusal.code)
+        if self._lines is None and self._errors is None:
+            return
+        line = orjson.dumps(_refused(refusal))
         if self._lines is not None:
-            self._lines.write(
-                orjson.dumps(
-                    {
-                        "time": timestamp(refusal.started_unix_ns),
-                        "level": "error" if refusal.status >= 500 else "info",
-                        "message": "request refused",
-                        "request_id": refusal.correlation.record_id,
-                        "trace_id": refusal.correlation.trace_id,
-                        "path": refusal.path,
-                        "status": refusal.status,
-                        "error_type": refusal.code,
-                        "latency_ms": refusal.latency_ns / 1e6,
-                    }
-                )
-            )
+            self._lines.write(line)
+        if self._errors is not None:
+            self._errors.write(line)
 
     def served(
         self, scope: Mapping[str, Any], correlation: Correlation, status: int, started_ns: int, ended_ns: int
@@ -110,6 +117,24 @@ class Observer:
                 status=attempt.status,
                 error_type=attempt.error_type,
             )
+
+
+def _refused(refusal: Refusal) -> dict[str, object]:
+    line: dict[str, object] = {
+        "time": timestamp(refusal.started_unix_ns),
+        "level": "error" if refusal.status >= 500 else "info",
+        "message": "request refused",
+        "request_id": refusal.correlation.record_id,
+        "trace_id": refusal.correlation.trace_id,
+        "path": refusal.path,
+        "status": refusal.status,
+        "error_type": refusal.code,
+        "latency_ms": refusal.latency_ns / 1e6,
+    }
+    if refusal.identity is not None:
+        line["user"] = refusal.identity.user_id
+        line["key"] = refusal.identity.key_id
+    return line
 
 
 def _line(exchange: Exchange, status: int, provider: str, cost_pico_usd: int | None) -> bytes:

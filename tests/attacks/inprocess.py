@@ -66,11 +66,13 @@ class Answer:
         return next((value for key, value in self.headers if key == name), None)
 
 
-def settings_for(folder: Path, chaos: Chaos, **upstream: Any) -> Settings:
+def settings_for(
+    folder: Path, chaos: Chaos, logging: LoggingSettings | None = None, **upstream: Any
+) -> Settings:
     return Settings(
         api_keys=SecretStr(f"mallory={KEY}"),
         journal=JournalSettings(directory=folder, durability="process"),
-        logging=LoggingSettings(requests=True),
+        logging=logging or LoggingSettings(requests=True),
         upstream=UpstreamSettings(transport="fast", **upstream),
         prices=PricesSettings(overrides={f"chaos/{MODEL}": RATES}),
         providers={
@@ -195,10 +197,14 @@ def assert_honest(bill: dict[str, Any]) -> None:
 
 @asynccontextmanager
 async def attacked(
-    folder: Path, chaos: Chaos, lines: LineWriter | None = None, **upstream: Any
+    folder: Path,
+    chaos: Chaos,
+    lines: LineWriter | None = None,
+    logging: LoggingSettings | None = None,
+    **upstream: Any,
 ) -> AsyncIterator[Attacked]:
     """Run a gateway whose only provider is `chaos`."""
-    app = create_app(settings_for(folder, chaos, **upstream), environ={}, lines=lines)
+    app = create_app(settings_for(folder, chaos, logging, **upstream), environ={}, lines=lines)
     started, stopping, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def receive() -> dict[str, Any]:

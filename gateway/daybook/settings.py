@@ -1,0 +1,77 @@
+"""Settings of the logs that are files: where each stands, for how long, and how large it may get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+MEBIBYTE: Final = 1024 * 1024
+_DAYS: Final = AliasChoices("retention_days", "retentionDays")
+
+
+class LogFileSettings(BaseModel):
+    """One log by days."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = Field(
+        None,
+        description="Folder of the log, or a file's name to which each day is added "
+        "(`errors.jsonl`: `errors-2026-11-21.jsonl`); without it there are no files.",
+    )
+    retention_days: int = Field(
+        30,
+        ge=1,
+        validation_alias=_DAYS,
+        description="Files older than so many days are removed; also `retentionDays`.",
+    )
+    bytes_max: int = Field(
+        1024 * MEBIBYTE,
+        ge=4096,
+        description="What its files may take, in bytes: the oldest go first, and when today's alone takes "
+        "that much, lines are dropped and counted.",
+    )
+
+
+class DebugSettings(BaseModel):
+    """Capture of requests and replies, with their content: off without a path, and for nobody by default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = Field(
+        None, description="Folder of the captures, one file a request; without it nothing is captured."
+    )
+    retention_days: int = Field(
+        7,
+        ge=1,
+        validation_alias=_DAYS,
+        description="Captures older than so many days are removed; also `retentionDays`.",
+    )
+    keys: tuple[str, ...] = Field((), description="Ids of the keys whose requests are all captured.")
+    header_keys: tuple[str, ...] = Field(
+        (),
+        description="Ids of the keys that may ask for it with the header `x-spanbill-debug: 1`; of others it "
+        "is ignored.",
+    )
+    capture_bytes_max: int = Field(
+        256 * 1024,
+        ge=1024,
+        description="How much of a request's body, and as much of its reply's, is kept, in bytes; what is "
+        "cut is marked.",
+    )
+    captures_per_day: int = Field(
+        1000, ge=1, description="Captures of one day by each worker; further ones are counted and dropped."
+    )
+    bytes_max: int = Field(
+        1024 * MEBIBYTE,
+        ge=4096,
+        description="What all captures may take, in bytes; when they do, the oldest days go, and then new "
+        "ones are dropped.",
+    )
+    redact_fields: tuple[str, ...] = Field(
+        (),
+        description="Names of JSON fields whose values are taken out of bodies, besides those of secrets, "
+        "which always are.",
+    )
