@@ -99,6 +99,8 @@ def rebuild_(
         lead.release()
     rate = round(done.bills / done.seconds) if done.seconds else 0
     print(f"{done.bills} bills in {done.seconds:.1f} s ({rate} a second)")
+    if done.revisions:
+        print(f"{done.revisions} revisions of them")
     if done.lost:
         print(f"{done.lost} bills are in no journal any more and are lost to this ledger")
     if done.conflicts or done.refused:
@@ -177,6 +179,9 @@ def _table(store: Store, summary: Summary) -> Table:
     table.add_row("bills of this journal", str(sum(summary.bills_by_status.values())), "")
     for name, count in summary.bills_by_status.items():
         table.add_row(f"  {name}", str(count), f"{pico_to_usd(summary.cost_pico_by_status[name])} USD")
+    table.add_row("revisions of bills", str(summary.revisions), "")
+    if summary.waiting:
+        table.add_row("  without their bills yet", str(summary.waiting), "")
     table.add_row("behind the journal", f"{summary.pending_bytes} bytes", "")
     table.add_row("conflicts", str(summary.conflicts), "")
     table.add_row("refused", str(summary.refused), "")

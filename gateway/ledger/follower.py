@@ -67,6 +67,7 @@ class Stats(msgspec.Struct, kw_only=True):
     """
 
     bills: int = 0
+    revisions: int = 0
     again: int = 0
     conflicts: int = 0
     refused: int = 0
@@ -256,6 +257,7 @@ class Follower:
             self._store, opened.gateway_id, opened.position, batch, rows, opened.known, self._now_ns()
         )
         self.stats.bills += written.bills
+        self.stats.revisions += written.revisions
         self.stats.again += written.again
         self.stats.conflicts += written.conflicts
         self.stats.refused += written.refused

@@ -1,7 +1,8 @@
 """Projection: a settled line of the journal becomes a row, and nothing but the line decides which.
 
 The same line gives the same row in every ledger, however often and in whatever company it is read. What a
-bill does not say is NULL, never 0. A bill that no ledger can hold is refused with the reason, not bent.
+bill does not say is NULL, never 0. A bill that no ledger can hold is refused with the reason, not bent. A
+revision says only what is new, and becomes a row together with its bill (`gateway.ledger.revising`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from gateway.core.dimensions import DIMENSIONS
 from gateway.core.money import PICO_PER_USD
 from gateway.ledger.schema import TOKENS
+from gateway.ledger.stated import Facts, Span, facts_of, span_of
 from otel.journal.audit.bills import STATUSES
 
 Value = str | int | bool | None
@@ -30,43 +32,12 @@ KNOWN_MAX: Final = 50_000
 
 SETTLED_REVISION: Final = 0
 """The revision of a bill as it was settled."""
+OF: Final = "billing.revision.of"
+NO_RATE: Final[Row] = (None, None, None, None, None)
 
 
 class Refused(ValueError):
     """A bill cannot be held by a ledger; the message says why."""
-
-
-class _Strings(msgspec.Struct, frozen=True, gc=False):
-    values: list[dict[str, str]] = []
-
-
-class _Value(msgspec.Struct, frozen=True, gc=False):
-    stringValue: str | None = None  # noqa: N815  # OTLP's own names
-    intValue: str | None = None  # noqa: N815
-    doubleValue: float | None = None  # noqa: N815
-    boolValue: bool | None = None  # noqa: N815
-    arrayValue: _Strings | None = None  # noqa: N815
-
-
-class _Pair(msgspec.Struct, frozen=True, gc=False):
-    key: str
-    value: _Value
-
-
-class _Span(msgspec.Struct, frozen=True, rename="camel"):
-    trace_id: str
-    span_id: str
-    start_time_unix_nano: str
-    end_time_unix_nano: str
-    attributes: list[_Pair]
-
-
-class _Scope(msgspec.Struct, frozen=True, rename="camel"):
-    spans: list[_Span]
-
-
-class _Resource(msgspec.Struct, frozen=True, rename="camel"):
-    scope_spans: list[_Scope]
 
 
 class _ChargeLine(msgspec.Struct, frozen=True):
@@ -81,16 +52,29 @@ class _ChargeLine(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
-Facts = dict[str, Any]
-"""Attributes by name; each is of the type that `otel.schema` gives it, or the databases would refuse it."""
-
-_decode: Final = msgspec.json.Decoder(_Resource).decode
 _decode_line: Final = msgspec.json.Decoder(_ChargeLine).decode
 _AMOUNT: Final = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]{1,12}))?", re.ASCII)
-_NUL: Final = b"\\u0000"
 _CACHE_WRITE_OLDER: Final = "gen_ai.usage.cache_creation.input_tokens"
 _OWN_ATTRIBUTES: Final = tuple(DIMENSIONS[name].attribute for name in TOKENS)
 _OTHERS: Final = {d.attribute: name for name, d in DIMENSIONS.items() if name not in TOKENS}
+
+
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a revision of a bill says anew; all else stays as the bill has it.
+
+    Args:
+        place: in what was projected.
+        rate: as in `schema.rates`, without the id; the service tier is the bill's.
+        lines: kind, dimension, model, units, rate and cost of each line of the cost.
+    """
+
+    place: int
+    record_id: str
+    number: int
+    status: str
+    cost_pico: int | None
+    rate: Row
+    lines: list[Row]
 
 
 class Rows(msgspec.Struct, kw_only=True):
@@ -101,6 +85,7 @@ class Rows(msgspec.Struct, kw_only=True):
         accounts, routes, rates: by id, all that `bills` name.
         refused: for lines that give no row their place in what was projected, and why.
         places: for each of `bills` its place in what was projected.
+        revisions: of bills here or anywhere.
     """
 
     bills: list[Row] = []
@@ -110,6 +95,7 @@ class Rows(msgspec.Struct, kw_only=True):
     rates: dict[int, Row] = {}
     refused: list[tuple[int, str]] = []
     places: list[int] = []
+    revisions: list[Revision] = []
 
 
 class Projector:
@@ -127,7 +113,12 @@ class Projector:
         """
         for place, inner in enumerate(spans, first):
             try:
-                bill, lines = self._bill(inner, rows)
+                span = span_of(inner)
+                a = facts_of(span)
+                if OF in a:
+                    rows.revisions.append(_revision(a, place))
+                    continue
+                bill, lines = self._bill(span, a, rows)
             except (ValueError, LookupError) as fault:  # so are msgspec's errors
                 rows.refused.append((place, _reason(fault)))
                 continue
@@ -135,18 +126,9 @@ class Projector:
             rows.lines.append(lines)
             rows.places.append(place)
 
-    def _bill(self, inner: bytes, rows: Rows) -> tuple[Row, list[Row]]:
-        if _NUL in inner:  # PostgreSQL's text has none
-            inner = inner.replace(_NUL, b"\\ufffd")
-        (scope,) = _decode(inner).scope_spans
-        (span,) = scope.spans
-        a = _facts(span.attributes)
-        if "billing.revision.of" in a:
-            raise Refused("it is a revision, and this version keeps bills as they were settled")
+    def _bill(self, span: Span, a: Facts, rows: Rows) -> tuple[Row, list[Row]]:
         record_id = str(a["billing.record.id"])
-        status = a["billing.status"]
-        if status not in STATUSES:
-            raise Refused(f"its status is {status!r}")
+        status = _status(a)
         get = a.get
         requested = a["gen_ai.request.model"]
         served = get("gen_ai.response.model")
@@ -165,16 +147,8 @@ class Projector:
         )
         cost = get("billing.cost.usd")
         cost_pico = None if cost is None else _pico(cost)
-        rate_id = None
-        if cost_pico is not None:
-            rate = (
-                get("billing.price.id"),
-                get("billing.price.catalog"),
-                get("billing.price.tier"),
-                get("billing.service_tier"),
-                get("billing.cost.source"),
-            )
-            rate_id = self._known(rows.rates, rate)
+        rate = _rate(a)
+        rate_id = None if rate == NO_RATE else self._known(rows.rates, rate)
         counts = [get(attribute) for attribute in _OWN_ATTRIBUTES]
         if counts[3] is None:
             counts[3] = get(_CACHE_WRITE_OLDER)
@@ -210,7 +184,7 @@ class Projector:
             get("session.id"),
             get("user.id"),
         )
-        found = _other_counts(a) if cost_pico is None else _lines(a, cost_pico) + _other_counts(a)
+        found = _lines(a, cost_pico) + _other_counts(a)
         return bill, [(record_id, SETTLED_REVISION, number, *line) for number, line in enumerate(found)]
 
     def _known(self, table: dict[int, Row], row: Row) -> int:
@@ -229,21 +203,49 @@ def id_of(value: Row | str) -> int:
     return int.from_bytes(blake2b(msgspec.json.encode(value), digest_size=8).digest()) >> 1
 
 
-def _facts(pairs: list[_Pair]) -> Facts:
-    facts: Facts = {}
-    for pair in pairs:
-        value = pair.value
-        if value.stringValue is not None:
-            facts[pair.key] = value.stringValue
-        elif value.intValue is not None:
-            facts[pair.key] = int(value.intValue)
-        elif value.doubleValue is not None:
-            facts[pair.key] = value.doubleValue
-        elif value.boolValue is not None:
-            facts[pair.key] = value.boolValue
-        elif value.arrayValue is not None:
-            facts[pair.key] = [item["stringValue"] for item in value.arrayValue.values]
-    return facts
+def revision_of(inner: bytes) -> Revision:
+    """Return the revision of a line that was projected before, given the inside of its `resourceSpans`.
+
+    Raises:
+        ValueError, LookupError: it is none.
+    """
+    return _revision(facts_of(span_of(inner)), 0)
+
+
+def _revision(a: Facts, place: int) -> Revision:
+    cost = a.get("billing.revision.cost_usd")
+    cost_pico = None if cost is None else _pico(cost)
+    number = _bounded(a["billing.revision.number"], SMALL_MAX, "the number of a revision")
+    if number == SETTLED_REVISION:
+        raise Refused("revisions are numbered from 1")
+    return Revision(
+        place=place,
+        record_id=str(a[OF]),
+        number=number,
+        status=_status(a),
+        cost_pico=cost_pico,
+        rate=_rate(a),
+        lines=_lines(a, cost_pico),
+    )
+
+
+def _status(a: Facts) -> str:
+    status = a["billing.status"]
+    if status not in STATUSES:
+        raise Refused(f"its status is {status!r}")
+    return str(status)
+
+
+def _rate(a: Facts) -> Row:
+    """Return what is known of the price, in the order of the columns of `schema.rates`."""
+    get = a.get
+    return (
+        get("billing.price.id"),
+        get("billing.price.catalog"),
+        get("billing.price.tier"),
+        get("billing.service_tier"),
+        get("billing.cost.source"),
+    )
 
 
 def _account(a: Facts) -> Row:
@@ -259,12 +261,14 @@ def _account(a: Facts) -> Row:
     )
 
 
-def _lines(a: Facts, cost_pico: int) -> list[Row]:
-    """Return kind, dimension, model, units, rate and cost of each line of the cost.
+def _lines(a: Facts, cost_pico: int | None) -> list[Row]:
+    """Return kind, dimension, model, units, rate and cost of each line of the cost; none without a cost.
 
     Raises:
         Refused: they are not all of the cost.
     """
+    if cost_pico is None:
+        return []
     texts = (*a.get("billing.cost.lines", ()), *a.get("billing.cost.adjustments", ()))
     found = [_stated(_decode_line(text)) for text in texts]
     if sum([line[-1] for line in found]) != cost_pico:  # type: ignore[misc]  # the last one is the cost

@@ -42,6 +42,7 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     bills: int
+    revisions: int
     conflicts: int
     refused: int
     lost: int
@@ -83,12 +84,13 @@ def rebuild(
         store.run(lambda c: accept_loss(c, gateway_id, gone), writes=True)
     store.run(lambda c: defer_sums(c, gateway_id), writes=True)
     position = Position({segment: size for segment, (size, _) in gone.items()}, {})
-    bills = conflicts = refused = 0
+    bills = revisions = conflicts = refused = 0
     known: set[int] = set()
     with _no_collections(), projected(directory, position, gateway_id, files, processes) as read:
         for batch, rows in read:
             written = write_batch(store, gateway_id, position, batch, rows, known, now_ns(), sums=False)
             bills += written.bills
+            revisions += written.revisions
             conflicts += written.conflicts
             refused += written.refused
             if progress is not None:
@@ -96,6 +98,7 @@ def rebuild(
         store.run(lambda c: refill(c, gateway_id), writes=True)
     return Rebuilt(
         bills=bills,
+        revisions=revisions,
         conflicts=conflicts,
         refused=refused,
         lost=bills_gone,

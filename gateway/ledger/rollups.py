@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     FromClause,
     Select,
     Table,
+    bindparam,
     delete,
     func,
     insert,
@@ -62,6 +64,47 @@ def fold(connection: Connection, bills: Iterable[Row]) -> None:
         _add(by_route, (*key[:2], *key[3:]), sums)
     for table, groups in zip(schema.ROLLUPS, (by_hour, by_day, by_account, by_route, total), strict=True):
         _upsert(connection, table, groups)
+
+
+def sum_again(connection: Connection, bills: Iterable[Row]) -> None:
+    """Make the sums again that some bills, as rows of `schema.bills`, are or were part of."""
+    hours = {(int(b[_ENDED] or 0) // HOUR_NS, b[_GATEWAY], b[_ACCOUNT], b[_ROUTE], b[_STATUS]) for b in bills}
+    days = {(hour // _PER_DAY, *key) for hour, *key in hours}
+    hourly, daily, counted = schema.hourly, schema.daily, schema.bills
+    _again(connection, hourly, hours, counted, counted.c.ended_unix_ns, HOUR_NS, counts(counted))
+    _again(connection, daily, days, hourly, hourly.c.hour, _PER_DAY)
+    by_account = {(*key[:3], key[4]) for key in days}
+    _again(connection, schema.daily_accounts, by_account, daily, daily.c.day, 1)
+    by_route = {(*key[:2], *key[3:]) for key in days}
+    _again(connection, schema.daily_routes, by_route, daily, daily.c.day, 1)
+    _again(connection, schema.totals, {(*key[:2], key[4]) for key in hours}, hourly, hourly.c.hour, 1)
+
+
+def _again(
+    connection: Connection,
+    table: Table,
+    groups: set[tuple[Any, ...]],
+    finer: Table,
+    when: ColumnElement[int],
+    per: int,
+    *where: ColumnElement[bool],
+) -> None:
+    """Make some groups of a roll-up again from a finer table, of whose `when` each has `per`.
+
+    A group of which nothing is left is gone, as if it had never been.
+    """
+    unit, *names = _keys(table)
+    own = [bindparam(f"own_{name}", type_=table.c[name].type) for name in (unit, *names)]
+    rows = [dict(zip([bind.key for bind in own], key, strict=True)) for key in sorted(groups)]
+    connection.execute(delete(table).where(*[table.c[bind.key[4:]] == bind for bind in own]), rows)
+    start = own[0] * literal(per, BigInteger)
+    chosen = (
+        select(*own, *(sums_of_bills(finer) if finer is schema.bills else sums_of_sums(finer)))
+        .where(when >= start, when < start + literal(per, BigInteger))
+        .where(*[finer.c[name] == bind for name, bind in zip(names, own[1:], strict=True)], *where)
+        .having(func.count() > 0)
+    )
+    connection.execute(insert(table).from_select([unit, *names, *SUMS], chosen), rows)
 
 
 def fold_all(connection: Connection, gateway_id: int) -> None:

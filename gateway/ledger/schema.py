@@ -259,6 +259,20 @@ conflicts: Final = Table(
 (`conflict`), or a bill that cannot be held (`refused`)."""
 
 
+waiting: Final = Table(
+    "revisions_waiting",
+    metadata,
+    _key("record_id"),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    _int("gateway_id"),
+    _text("segment"),
+    _int("line_end"),
+    _text("line"),
+    Index("revisions_waiting_gateway", "gateway_id"),
+)
+"""Revisions that were read before their bills: a journal's writers are not read in the order of time."""
+
+
 def split(pico: int) -> tuple[int, int]:
     """Return an amount as whole milli-USD and the rest in pico-USD."""
     return divmod(pico, PICO_PER_MILLI)

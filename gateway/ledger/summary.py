@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 
 from gateway.ledger import schema
 from gateway.ledger.migrations import revision_of
@@ -27,6 +27,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         bytes: of the whole ledger, other journals included.
         pending_bytes: of the journal, durable and not yet in the ledger.
+        revisions: of bills, each a row of its own; waiting: those whose bills are not here yet.
         lost_bills: that retention had removed before they were read, as the operator has accepted.
     """
 
@@ -35,6 +36,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     bills_by_status: dict[str, int]
     cost_pico_by_status: dict[str, int]
+    revisions: int
+    waiting: int
     pending_bytes: int
     conflicts: int
     refused: int
@@ -60,6 +63,8 @@ def summary_of(store: Store, journal: Path, files: Files) -> Summary:
             bytes=0,
             bills_by_status={status: bills for status, (bills, _) in sums.items()},
             cost_pico_by_status={status: cost for status, (_, cost) in sums.items()},
+            revisions=_count(c, schema.bills, gateway_id, schema.bills.c.revision != SETTLED_REVISION),
+            waiting=_count(c, schema.waiting, gateway_id),
             pending_bytes=reader.pending_bytes(),
             conflicts=found.get("conflict", 0),
             refused=found.get("refused", 0),
@@ -79,12 +84,22 @@ def says(store: Store, journal: Path, files: Files) -> LedgerSays:
         settled = select(bills.c.record_id, bills.c.status, bills.c.cost_pico).where(
             own, bills.c.revision == SETTLED_REVISION
         )
+        revised = select(bills.c.record_id, bills.c.revision, bills.c.status, bills.c.cost_pico).where(
+            own, bills.c.revision != SETTLED_REVISION
+        )
+        early = select(schema.waiting.c.record_id, schema.waiting.c.revision).where(
+            schema.waiting.c.gateway_id == gateway_id
+        )
         counted = (
             select(bills.c.status, *sums_of_bills(bills)).where(own, counts(bills)).group_by(bills.c.status)
         )
         return LedgerSays(
             name=store.name,
             held={record_id: (status, cost) for record_id, status, cost in c.execute(settled)},
+            revisions={
+                (row.record_id, row.revision): (row.status, row.cost_pico) for row in c.execute(revised)
+            },
+            waiting=frozenset(c.execute(early).tuples().all()),
             passed=passed_by(c, gateway_id),
             rows={row.status: _sums(row) for row in c.execute(counted)},
             rollups=_rollups(c, gateway_id),
@@ -107,6 +122,11 @@ def _rollups(c: Connection, gateway_id: int) -> dict[str, tuple[int, int]]:
 
 def _sums(row: Row[Any]) -> tuple[int, int]:
     return int(row.bills), total_pico(int(row.cost_milli), int(row.cost_rest_pico))
+
+
+def _count(c: Connection, table: Table, gateway_id: int, *where: ColumnElement[bool]) -> int:
+    found = select(func.count()).select_from(table).where(table.c.gateway_id == gateway_id, *where)
+    return int(c.execute(found).scalar_one())
 
 
 def _lost(c: Connection, gateway_id: int) -> int:

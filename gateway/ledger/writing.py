@@ -3,6 +3,7 @@
     new id                      the rows, and their sums
     known id, the same row      nothing: it was delivered twice
     known id, another row       a line in `conflicts`; the first one counts
+    a revision of a bill        a further row, and the bill's sums made again: `gateway.ledger.revising`
 
 The cursor moves only from where it was read: of two that follow one journal the slower one is told so
 (`Overtaken`), before any of its rows can stand.
@@ -15,13 +16,14 @@ from typing import Final
 
 import asyncpg
 import msgspec
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.util import await_only
 
 from gateway.ledger import schema
-from gateway.ledger.projection import SETTLED_REVISION, Row, Rows, id_of
-from gateway.ledger.rollups import fold, fold_all
+from gateway.ledger.inserting import insert_missing, insert_rows
+from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of
+from gateway.ledger.revising import Origin, revise
+from gateway.ledger.rollups import fold, fold_all, sum_again
 from gateway.ledger.upserting import upsert_for
 
 _LOOK_UP: Final = 500
@@ -52,9 +54,10 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the lines of a stretch."""
+    """What became of the lines of a stretch; a revision that waits for its bill is in none of the counts."""
 
     bills: int
+    revisions: int
     again: int
     conflicts: int
     refused: int
@@ -89,15 +92,23 @@ def write(
         # In one order, or two gateways could wait for each other.
         fresh = [(key, *shared[key]) for key in sorted(shared) if known is None or key not in known]
         if fresh:
-            _insert_missing(connection, table, fresh)
+            insert_missing(connection, table, fresh)
     fresh_bills, clashes = _insert_bills(connection, rows)
     if sums and fresh_bills:
         fold(connection, fresh_bills)
-    _note(connection, gateway_id, stretch, clashes, rows.refused, now_unix_ns)
+
+    def origin(revision: Revision) -> Origin:
+        return _origin(stretch, revision.place)
+
+    revised = revise(connection, gateway_id, [str(bill[0]) for bill in fresh_bills], rows.revisions, origin)
+    if sums and revised.touched:
+        sum_again(connection, revised.touched)
+    _note(connection, gateway_id, stretch, clashes, revised.clashes, rows.refused, now_unix_ns)
     return Written(
         bills=len(fresh_bills),
-        again=len(rows.bills) - len(fresh_bills) - len(clashes),
-        conflicts=len(clashes),
+        revisions=revised.fresh,
+        again=len(rows.bills) - len(fresh_bills) - len(clashes) + revised.again,
+        conflicts=len(clashes) + len(revised.clashes),
         refused=len(rows.refused),
     )
 
@@ -105,7 +116,7 @@ def write(
 def enrol(connection: Connection, folder: str) -> int:
     """Return the id of a journal folder's gateway, which is made if it is new."""
     gateway_id = id_of(folder)
-    _insert_missing(connection, schema.gateways, [(gateway_id, folder, False)])
+    insert_missing(connection, schema.gateways, [(gateway_id, folder, False)])
     return gateway_id
 
 
@@ -144,6 +155,7 @@ def forget(connection: Connection, gateway_id: int) -> None:
         schema.segments,
         schema.writers,
         schema.conflicts,
+        schema.waiting,
     ):
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
 
@@ -197,8 +209,8 @@ def _insert_bills(connection: Connection, rows: Rows) -> tuple[list[Row], list[t
         return [], []
     try:
         with connection.begin_nested():
-            _insert(connection, schema.bills, rows.bills)
-            _insert(connection, schema.lines, list(chain.from_iterable(rows.lines)))
+            insert_rows(connection, schema.bills, rows.bills)
+            insert_rows(connection, schema.lines, list(chain.from_iterable(rows.lines)))
     except (IntegrityError, asyncpg.UniqueViolationError):
         return _insert_new(connection, rows)
     return rows.bills, []
@@ -218,8 +230,8 @@ def _insert_new(connection: Connection, rows: Rows) -> tuple[list[Row], list[tup
             fresh_lines += lines
         elif _content(bill) != _content(before[0]) or lines != before[1]:
             clashes.append((place, record_id))
-    _insert(connection, schema.bills, fresh)
-    _insert(connection, schema.lines, fresh_lines)
+    insert_rows(connection, schema.bills, fresh)
+    insert_rows(connection, schema.lines, fresh_lines)
     return fresh, clashes
 
 
@@ -244,53 +256,40 @@ def _held(connection: Connection, ids: list[str]) -> dict[str, tuple[Row, list[R
     return found
 
 
+def _origin(stretch: Stretch, place: int) -> Origin:
+    return Origin(stretch.segment, stretch.ends[place], stretch.spans[place].decode().replace("\0", ""))
+
+
 def _note(
     connection: Connection,
     gateway_id: int,
     stretch: Stretch,
     clashes: list[tuple[int, str]],
+    revisions: list[tuple[Origin, str]],
     refused: list[tuple[int, str]],
     now_unix_ns: int,
 ) -> None:
     different = "another bill with this id came first, and counts"
-    notes: list[tuple[str, int, str | None, str]] = [
-        ("conflict", place, record_id, different) for place, record_id in clashes
+    notes: list[tuple[str, Origin, str | None, str]] = [
+        ("conflict", _origin(stretch, place), record_id, different) for place, record_id in clashes
     ]
-    notes += [("refused", place, None, why) for place, why in refused]
+    numbered = "another revision of this bill with this number came first, and counts"
+    notes += [("conflict", origin, record_id, numbered) for origin, record_id in revisions]
+    notes += [("refused", _origin(stretch, place), None, why) for place, why in refused]
     if notes:
         connection.execute(
             insert(schema.conflicts),
             [
                 {
                     "gateway_id": gateway_id,
-                    "segment": stretch.segment,
-                    "line_end": stretch.ends[place],
+                    "segment": origin.segment,
+                    "line_end": origin.line_end,
                     "kind": kind,
                     "record_id": record_id,
                     "why": why,
-                    "line": stretch.spans[place].decode().replace("\0", ""),
+                    "line": origin.line,
                     "noted_unix_ns": now_unix_ns,
                 }
-                for kind, place, record_id, why in notes
+                for kind, origin, record_id, why in notes
             ],
         )
-
-
-def _insert(connection: Connection, table: Table, rows: list[Row]) -> None:
-    """Insert rows that have a table's columns in their order, as fast as the database takes them."""
-    if not rows:
-        return
-    names = [column.name for column in table.columns]
-    if connection.dialect.name == "postgresql":
-        driver = connection.connection.driver_connection
-        assert driver is not None  # the connection is in use
-        await_only(driver.copy_records_to_table(table.name, records=rows, columns=names))
-        return
-    marks = ",".join("?" * len(names))
-    connection.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)  # noqa: S608  # names of ours
-
-
-def _insert_missing(connection: Connection, table: Table, rows: list[Row]) -> None:
-    names = [column.name for column in table.columns]
-    values = [dict(zip(names, row, strict=True)) for row in rows]
-    connection.execute(upsert_for(connection, table, {}), values)

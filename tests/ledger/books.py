@@ -91,13 +91,25 @@ def mixed(number: int, *, span_ns: int = 3 * 86_400 * 10**9, of: int = 1_000) ->
 
 
 async def write_bills(
-    folder: Path, numbers: Iterable[int], *, boot: str = "b0", bytes_max: int = 60_000, of: int = 1_000
+    folder: Path,
+    numbers: Iterable[int],
+    *,
+    boot: str = "b0",
+    bytes_max: int = 60_000,
+    of: int = 1_000,
+    at_once: bool = False,
 ) -> None:
-    """Write bills to a journal by a writer that ends in good order."""
+    """Write bills to a journal by a writer that ends in good order.
+
+    Args:
+        at_once: all of them are settled in one and the same nanosecond.
+    """
     with Book(folder, boot, bytes_max=bytes_max) as book:
         last = 0
         for number in numbers:
             bill = mixed(number, of=of)
+            if at_once:
+                bill = msgspec.structs.replace(bill, ended_unix_ns=START_NS)
             book.recorder.intent(bill.call)
             last = book.recorder.settle(bill)
         if last:

@@ -208,6 +208,48 @@ def test_pages_of_records_neither_repeat_nor_leave_out(folder: Path, ledger: Mak
         assert found == (wanted[::-1] if newest_first else wanted)
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_pages_of_records_of_one_moment_go_by_their_ids_whatever_is_added(
+    tmp_path: Path, ledger: MakeStore, newest_first: bool
+) -> None:
+    folder = tmp_path / "journal"
+    asyncio.run(write_bills(folder, range(10, 100, 2), at_once=True))  # not in the order of their ids' time
+    asyncio.run(write_bills(folder, range(11, 50, 2), at_once=True, boot="b1"))
+    asyncio.run(write_bills(folder, range(200, 210), at_once=False, boot="b2"))
+    store = ledger()
+    caught_up(folder, store)
+    wanted = [b["billing.record.id"] for b in sorted(bills_of(folder), key=_moment)]
+    assert len({b["ended"] for b in bills_of(folder)}) == 11
+    if newest_first:
+        wanted.reverse()
+    found: list[str] = []
+    place = None
+    for turn in range(100):
+        question = records(Filters(), WHOLE, count=4, after=place, newest_first=newest_first)
+        page = store.run(lambda c, q=question: c.execute(q).all())
+        found += [row.record_id for row in page[:4]]
+        if len(page) <= 4:
+            break
+        place = after_token(After(page[3].ended_unix_ns, page[3].record_id).token())
+        if turn == 5:  # of the same moment, before and behind the place that was reached
+            asyncio.run(write_bills(folder, (1, 60 + 1, 99), at_once=True, boot="b3"))
+            caught_up(folder, store)
+    added = {b["billing.record.id"] for b in bills_of(folder)} - set(wanted)
+    assert len(added) == 3
+    assert [one for one in found if one not in added] == wanted
+    assert len(set(found)) == len(found)
+    everything_now = [b["billing.record.id"] for b in sorted(bills_of(folder), key=_moment)]
+    if newest_first:
+        everything_now.reverse()
+    assert found == [one for one in everything_now if one in wanted or one in found]
+    assert added & set(found)
+    assert added - set(found)
+
+
+def _moment(bill: dict[str, Any]) -> tuple[int, str]:
+    return bill["ended"], bill["billing.record.id"]
+
+
 def test_a_bill_that_comes_twice_counts_once(folder: Path, ledger: MakeStore) -> None:
     store = ledger()
     caught_up(folder, store)

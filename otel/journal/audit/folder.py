@@ -121,6 +121,8 @@ def audit_folder(
     def on_revision(record_id: str, revision: Revision, place: Place) -> None:
         if collector is not None:
             collector.bill(record_id, revision, place)
+        if ledger is not None:
+            ledger.revision(record_id, revision, place)
 
     scan = Scan(
         writers,

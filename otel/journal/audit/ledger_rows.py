@@ -1,7 +1,8 @@
 """Ledger rows: what a ledger holds of a journal, held against the journal's bills (I5).
 
-Each bill that the ledger says it has read is one row with the same status and cost. Rows without a bill here
-are those of removed segments, in number and in money. The roll-ups are the sums of the rows.
+Each bill that the ledger says it has read is one row with the same status and cost, and so is each revision,
+unless it waits there for its bill. Rows without a bill here are those of removed segments, in number and in
+money. The roll-ups are the sums of the rows.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import msgspec
 
 from otel.journal.audit.bills import Bill
 from otel.journal.audit.findings import Finding, Findings
+from otel.journal.audit.revisions import Revision
 from otel.journal.audit.sequence import Place
 
+Said = tuple[str, int | None]
+"""Status, and cost in pico-USD."""
 Sums = dict[str, tuple[int, int]]
 """By status: bills and pico-USD."""
 
@@ -21,14 +25,18 @@ class LedgerSays(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         name: of the ledger, without a password.
-        held: by record id the status, and the cost in pico-USD or None.
+        held: by record id the status, and the cost in pico-USD or None, as it was settled.
+        revisions: the same by record id and number.
+        waiting: revisions that have no row yet, because their bills have none.
         passed: how far it has read each segment.
         rows, rollups: by status, what its rows come to, and what its roll-ups say that they do.
         lost_bills: removed bills that it never had, as the operator has accepted.
     """
 
     name: str
-    held: dict[str, tuple[str, int | None]]
+    held: dict[str, Said]
+    revisions: dict[tuple[str, int], Said]
+    waiting: frozenset[tuple[str, int]]
     passed: dict[str, int]
     rows: Sums
     rollups: Sums
@@ -42,18 +50,30 @@ class LedgerRows:
         self.pending = 0
         self._says = says
         self._held = dict(says.held)
+        self._revisions = dict(says.revisions)
+        self._seen: set[tuple[str, int]] = set()
         self._findings = findings
 
     def bill(self, record_id: str, bill: Bill, place: Place) -> None:
         """Look a bill of the journal up."""
-        held = self._held.pop(record_id, None)
+        self._same(self._held.pop(record_id, None), (bill.status, bill.cost_pico_usd), record_id, place)
+
+    def revision(self, record_id: str, revision: Revision, place: Place) -> None:
+        """Look a revision of the journal up; one that stands twice is looked up twice."""
+        key = (record_id, revision.number)
+        self._seen.add(key)
+        if key not in self._says.waiting:
+            held = self._revisions.get(key)
+            self._same(held, (revision.status, revision.cost_pico_usd), record_id, place)
+
+    def _same(self, held: Said | None, stated: Said, record_id: str, place: Place) -> None:
         if held is None:
             if place.offset is not None and place.offset >= self._says.passed.get(place.segment, 0):
                 self.pending += 1  # it has not come to it yet
                 return
             what = f"not in {self._says.name}"
             self._findings.add(place.finding("ledger_missing", what, id=record_id))
-        elif held != (bill.status, bill.cost_pico_usd):
+        elif held != stated:
             what = f"{self._says.name} has {held[0]} and {held[1]} pico-USD"
             self._findings.add(place.finding("ledger_differs", what, id=record_id))
 
@@ -72,6 +92,11 @@ class LedgerRows:
             kind = "ledger_extra" if len(self._held) > removed_bills else "ledger_missing"
             first = next(iter(self._held), "")
             self._findings.add(Finding(kind=kind, what=what, segment=says.name, id=first))
+        unknown = sorted(self._revisions.keys() - self._seen)
+        if unknown and not removed_bills:  # which revisions were removed, nobody has written down
+            record_id, number = unknown[0]
+            what = f"{len(unknown)} revisions are not here, the first is number {number} of this bill"
+            self._findings.add(Finding(kind="ledger_extra", what=what, segment=says.name, id=record_id))
         for status in sorted(says.rows.keys() | says.rollups.keys()):
             rows, sums = says.rows.get(status, (0, 0)), says.rollups.get(status, (0, 0))
             if rows != sums:

@@ -45,6 +45,7 @@ def upgrade() -> None:
     _segments()
     _writers()
     _conflicts()
+    _waiting()
     op.execute(CURRENT_BILLS)
 
 
@@ -291,3 +292,16 @@ def _conflicts() -> None:
         sa.Column("line", sa.Text(), nullable=False),
         sa.Column("noted_unix_ns", sa.BigInteger(), nullable=False),
     )
+
+
+def _waiting() -> None:
+    op.create_table(
+        "revisions_waiting",
+        sa.Column("record_id", sa.Text(), primary_key=True),
+        sa.Column("revision", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("gateway_id", sa.BigInteger(), nullable=False),
+        sa.Column("segment", sa.Text(), nullable=False),
+        sa.Column("line_end", sa.BigInteger(), nullable=False),
+        sa.Column("line", sa.Text(), nullable=False),
+    )
+    op.create_index("revisions_waiting_gateway", "revisions_waiting", ["gateway_id"])
