@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import random
 import secrets
 import sys
 import time
@@ -41,12 +42,12 @@ from gateway.assembly import (
     book_of,
     configured_keys,
     configured_providers,
-    lanes_of,
     models_of,
     place_of,
     prices_of,
     screen_of,
 )
+from gateway.assembly_routing import chooser_of, cost_of, routes_of
 from gateway.behind import Behind
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
@@ -57,6 +58,7 @@ from gateway.providers.simulated import SimulatedTransport
 from gateway.providers.upstream import Timeouts, Transport
 from gateway.recorder import JournalRecorder, starting
 from gateway.release.relay import DrainBounds, Drains
+from gateway.routes import chosen
 from gateway.routing.targets import Router
 from gateway.settings import Settings, SettingsError
 from gateway.siblings import Siblings
@@ -148,6 +150,8 @@ def create_app(
         settings.telemetry.cache_write_name,
     )
     prices = prices_of(book)
+    routes = routes_of(settings, router, providers)
+    chooser, cost = chooser_of(settings, random.random), cost_of(book)
     behind = Behind(settings, files, environ)
     metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health()])
     shared = None
@@ -193,6 +197,9 @@ def create_app(
         reply_bytes_max=settings.upstream.max_reply_bytes,
         tokenizer=settings.estimates.tokenizer,
         count=CountOnDemand(tokenizer.load) if settings.estimates.tokenizer != "none" else lambda _: None,
+        chooser=chooser,
+        toss=random.random,
+        pause=asyncio.sleep,
     )
     doors = fastapi_app(
         version=__version__,
@@ -222,7 +229,8 @@ def create_app(
         ids=ids,
         traces=traces,
         identify=ring.identify,
-        lanes=lanes_of(router, providers),
+        route=routes.route,
+        choose=lambda route, lanes, call: chosen(route, lanes, call, chooser, cost, time.monotonic_ns()),
         screen=screen_of(book, settings.prices.unpriced, time.time_ns),
         guard=Guards(()),
         body_bytes_max=settings.server.max_body_bytes,

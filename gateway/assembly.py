@@ -26,17 +26,14 @@ from gateway.pricing.catalogue import Catalogue, CatalogueError, packaged_rates
 from gateway.pricing.own import read_catalogue
 from gateway.pricing.rates import ALWAYS, parse_amount, parse_exchange, parse_instant, parse_percent
 from gateway.pricing.selling import Book, Sale
-from gateway.protocols.base import Dialect
 from gateway.providers.cards import CardError, Override, load_cards
 from gateway.providers.places import Provider, Secret, resolve
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport, UpstreamReply
-from gateway.routing.targets import Place, Router, Target
+from gateway.routing.targets import Place
 from gateway.settings import AdjustmentSettings, KeySettings, PricesSettings, Settings, SettingsError
 from gateway.stages import Lane
 
 SIMULATED: Final = "simulated"
-LANES_MAX: Final = 4096
-"""Remembered names; callers choose names, so the memo starts over when it is full."""
 
 
 class Switch:
@@ -133,39 +130,6 @@ def place_of(provider: Provider) -> Place:
         key_env=card.key_env,
         suggest=card.suggest,
     )
-
-
-def lanes_of(router: Router, providers: Mapping[str, Provider]) -> Callable[[str, str], tuple[Lane, ...]]:
-    """Return the routing of the door: (model, protocol name) -> lanes in order, remembered."""
-    known: dict[tuple[str, str], tuple[Lane, ...]] = {}
-
-    def lane(target: Target, protocol: str) -> Lane:
-        provider = providers[target.provider]
-        door = provider.doors[protocol]
-        return Lane(
-            provider=provider.name,
-            model=target.model,
-            prices=provider.prices_of(target.model),
-            endpoint=door.endpoint,
-            dialect=Dialect(
-                reasoning_in_output=door.reasoning_in_output,
-                hidden_output=door.hidden_output,
-                stream_usage=door.stream_usage,
-            ),
-            headers=door.headers,
-        )
-
-    def lanes(model: str, protocol: str) -> tuple[Lane, ...]:
-        key = (model, protocol)
-        found = known.get(key)
-        if found is None:
-            found = tuple([lane(target, protocol) for target in router.targets(model, protocol)])
-            if len(known) >= LANES_MAX:
-                known.clear()
-            known[key] = found
-        return found
-
-    return lanes
 
 
 def book_of(settings: PricesSettings) -> Book:

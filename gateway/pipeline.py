@@ -17,26 +17,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from gateway.attempts import Answer, Attempts, is_event_stream
 from gateway.billing import Target, bill
 from gateway.core.errors import GatewayFault, UpstreamError
-from gateway.core.exchange import Attempt, Exchange, Progress, Reply, Said
+from gateway.core.exchange import Exchange, Progress, Reply, Said
 from gateway.metering.estimate import counted
 from gateway.metering.settle import (
-    INTERRUPTED,
     NEVER_CALLED,
     NOT_KEPT,
     Ending,
     drained,
+    ending_after,
     ending_of_fault,
     ending_of_reply,
 )
 from gateway.protocols.base import StreamMeter
-from gateway.providers.upstream import Header, UpstreamReply
+from gateway.providers.upstream import UpstreamReply
 from gateway.release.headers import reply_headers
 from gateway.release.relay import Caller, Patience
-from gateway.stages import Admitted, Lane, Stages
+from gateway.stages import Admitted, Stages
 
 LINGER_S = 0.25
 """How long the end of the body is awaited behind a terminal event: it nearly always comes along with it."""
@@ -52,7 +53,7 @@ class Serving:
         self._stages = stages
         self._admitted = admitted
         self._caller = caller
-        self._attempts: list[Attempt] = []
+        self._attempts = Attempts(stages, admitted, caller)
         self._first_chunk_ns: int | None = None
         self._meter: StreamMeter | None = None
         self._noted_bytes = 0
@@ -67,31 +68,28 @@ class Serving:
         Raises:
             UpstreamError, GatewayFault: nothing was released yet; the door answers in its envelope.
         """
-        lane = self._admitted.lanes[0]
         try:
             intent = self._stages.recorder.intent(self._admitted.call)
         except GatewayFault as fault:
             if fault.owed:  # it may be on the disk already: it must not stay open
                 self._status = fault.status
-                self._settle(lane, NEVER_CALLED, Reply())
+                self._settle(NEVER_CALLED, Reply())
             raise
         try:
-            upstream = await self._call(lane)
+            answer = await self._attempts.answer()
         except UpstreamError as fault:
             self._status = fault.status
-            await self._record_fault(lane, fault, Reply())
+            _, sequence = self._settle(ending_of_fault(fault), Reply())
+            await self._stages.recorder.durable(sequence)
             raise
+        self._status = answer.status
+        if answer.upstream is None:
+            await self._serve_whole(answer)
+            return
         try:
-            if (
-                self._admitted.request.stream
-                and upstream.status == 200
-                and _is_event_stream(upstream.headers)
-            ):
-                await self._serve_stream(lane, upstream, intent)
-            else:
-                await self._serve_whole(lane, upstream)
+            await self._serve_stream(answer.upstream, intent)
         finally:
-            upstream.close()
+            answer.upstream.close()
 
     @property
     def streaming(self) -> bool:
@@ -106,141 +104,54 @@ class Serving:
         """
         if not self.settled:
             self._status = self._status or (503 if ending.outcome == "interrupted" else 500)
-            lane = self._admitted.lanes[0]
             if blank or self._meter is None:
-                self._settle(lane, ending, Reply())
+                self._settle(ending, Reply())
             else:
-                self._settle(lane, ending, self._meter.reply(), self._meter.said)
-
-    # call
-
-    async def _call(self, lane: Lane) -> UpstreamReply:
-        stages, admitted = self._stages, self._admitted
-        span_id = stages.span_id()
-        body = admitted.protocol.upstream_body(
-            admitted.body, admitted.request, model=lane.model, dialect=lane.dialect
-        )
-        headers = lane.headers(admitted.headers, admitted.traceparent(span_id))
-        started_unix_ns = stages.now_ns()
-        try:
-            async with self._waiting():
-                reply = await stages.transport.send(b"POST", lane.endpoint, headers, body, stages.timeouts)
-        except UpstreamError as fault:
-            self._note_attempt(lane, span_id, started_unix_ns, None, fault.code)
-            raise
-        except asyncio.CancelledError:  # told to stop; the provider may be at work on it
-            self._note_attempt(lane, span_id, started_unix_ns, None, INTERRUPTED.error_type)
-            raise
-        self._note_attempt(lane, span_id, started_unix_ns, reply, None)
-        self._status = reply.status
-        return reply
-
-    def _waiting(self) -> contextlib.AbstractAsyncContextManager[object]:
-        """Bound the wait for a head: a stream that is not to be drained is not waited for either."""
-        if self._admitted.request.stream and self._cancels:
-            return Patience(self._caller, None, self._stages.monotonic_ns)
-        return contextlib.nullcontext()
-
-    @property
-    def _cancels(self) -> bool:
-        return self._admitted.call.identity.on_disconnect == "cancel"
-
-    def _note_attempt(
-        self,
-        lane: Lane,
-        span_id: str,
-        started_unix_ns: int,
-        reply: UpstreamReply | None,
-        error_type: str | None,
-    ) -> None:
-        status = None if reply is None else reply.status
-        self._attempts.append(
-            Attempt(
-                span_id=span_id,
-                provider=lane.provider,
-                model=lane.model,
-                host=lane.endpoint.host,
-                port=lane.endpoint.port,
-                path=self._admitted.protocol.path,
-                started_unix_ns=started_unix_ns,
-                ended_unix_ns=self._stages.now_ns(),
-                status=status,
-                error_type=error_type if status is None or status < 400 else str(status),
-                provider_request_id=None if reply is None else _provider_request_id(reply.headers),
-            )
-        )
+                self._settle(ending, self._meter.reply(), self._meter.said)
 
     # a whole reply
 
-    async def _serve_whole(self, lane: Lane, upstream: UpstreamReply) -> None:
+    async def _serve_whole(self, answer: Answer) -> None:
         admitted, caller = self._admitted, self._caller
-        try:
-            body = await self._read_whole(upstream)
-        except UpstreamError as fault:
-            self._status = fault.status
-            await self._record_fault(lane, fault, Reply())
-            raise
-        reply, said = self._read_reply(lane, upstream, body)
+        body = answer.body or b""
+        reply, said = self._read_reply(answer, body)
         gone = caller.why if caller.left() else None
         if gone is not None:
             reply = drained(reply)
-        ending = ending_of_reply(upstream.status, reply, billable=admitted.protocol.billable, gone=gone)
-        exchange, sequence = self._settle(lane, ending, reply, said)
+        ending = ending_of_reply(answer.status, reply, billable=admitted.protocol.billable, gone=gone)
+        exchange, sequence = self._settle(ending, reply, said)
         await self._stages.recorder.durable(sequence)
         await caller.start(
-            upstream.status,
-            reply_headers(upstream.headers, admitted.ids, exchange, content_length=len(body)),
+            answer.status, reply_headers(answer.headers, admitted.ids, exchange, content_length=len(body))
         )
         await caller.body(body, more=False)
 
-    def _read_reply(
-        self, lane: Lane, upstream: UpstreamReply, body: bytes
-    ) -> tuple[Reply, Callable[[], Said | None]]:
+    def _read_reply(self, answer: Answer, body: bytes) -> tuple[Reply, Callable[[], Said | None]]:
         """Read a whole reply; a provider that streams unasked is read as it wrote."""
-        protocol = self._admitted.protocol
-        if upstream.status != 200 or not _is_event_stream(upstream.headers):
-            return protocol.read_reply(upstream.status, body, lane.dialect), lambda: protocol.said(body)
-        meter = protocol.stream_meter(self._admitted.request, lane.dialect)
+        protocol, dialect = self._admitted.protocol, self._attempts.lane.dialect
+        if answer.status != 200 or not is_event_stream(answer.headers):
+            return protocol.read_reply(answer.status, body, dialect), lambda: protocol.said(body)
+        meter = protocol.stream_meter(self._admitted.request, dialect)
         with contextlib.suppress(UpstreamError):  # an event that is too large: what came before it counts
             meter.feed(body)
         return meter.finish().reply, meter.said
 
-    async def _read_whole(self, upstream: UpstreamReply) -> bytes:
-        first = await upstream.read()
-        if not first:
-            return b""
-        pieces = [first]
-        size = len(first)
-        while piece := await upstream.read():
-            size += len(piece)
-            if size > self._stages.reply_bytes_max:
-                raise UpstreamError(
-                    "upstream_too_large",
-                    f"the provider's reply is larger than {self._stages.reply_bytes_max} bytes; "
-                    "raise upstream.max_reply_bytes if such replies are wanted",
-                    retryable=False,
-                    sent=True,
-                )
-            pieces.append(piece)
-        return first if len(pieces) == 1 else b"".join(pieces)
-
     # a streamed reply
 
-    async def _serve_stream(self, lane: Lane, upstream: UpstreamReply, intent: int) -> None:
+    async def _serve_stream(self, upstream: UpstreamReply, intent: int) -> None:
         stages, admitted, caller = self._stages, self._admitted, self._caller
+        lane, made = self._attempts.lane, self._attempts.made
         try:
             await stages.recorder.durable(intent)
         except GatewayFault as refused:  # the provider was called, and may charge
             self._status = refused.status
-            self._settle(lane, NOT_KEPT, Reply())
+            self._settle(NOT_KEPT, Reply())
             raise
-        await caller.start(
-            200, reply_headers(upstream.headers, admitted.ids, None, lane=(lane.provider, lane.model))
-        )
+        await caller.start(200, reply_headers(upstream.headers, admitted.ids, None, made=made))
         meter = self._meter = admitted.protocol.stream_meter(admitted.request, lane.dialect)
         fault: UpstreamError | None = None
         try:
-            await self._relay(lane, upstream, meter)
+            await self._relay(upstream, meter)
         except UpstreamError as broken:
             fault = broken
         tail = meter.finish()
@@ -254,7 +165,7 @@ class Serving:
             ending = ending_of_fault(fault)
         else:
             ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, gone=gone)
-        _, sequence = self._settle(lane, ending, reply, meter.said)
+        _, sequence = self._settle(ending, reply, meter.said)
         await stages.recorder.durable(sequence)
         if ending.outcome in ("ok", "client_disconnected") or (
             reply.error_type is not None and fault is None
@@ -263,24 +174,25 @@ class Serving:
         else:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
 
-    async def _relay(self, lane: Lane, upstream: UpstreamReply, meter: StreamMeter) -> None:
+    async def _relay(self, upstream: UpstreamReply, meter: StreamMeter) -> None:
         """Pass the stream on as it comes, until its end, or as far as patience goes without a caller."""
         stages, caller = self._stages, self._caller
-        drains = None if self._cancels else stages.drains
+        cancels = self._admitted.call.identity.on_disconnect == "cancel"
+        drains = None if cancels else stages.drains
         async with Patience(caller, drains, stages.monotonic_ns) as patience:
             while data := await upstream.read():  # bounded by upstream.total_timeout_s
                 now = stages.monotonic_ns()
                 if self._first_chunk_ns is None:
                     self._first_chunk_ns = now - self._admitted.started_ns
                 released = meter.feed(data)
-                if released and await self._noted(lane, meter, now):
+                if released and await self._noted(meter, now):
                     await caller.body(released, more=True)
                 if meter.ended:
                     await _read_out(upstream, meter)
                     return
                 patience.take(len(data), now)
 
-    async def _noted(self, lane: Lane, meter: StreamMeter, now_ns: int) -> bool:
+    async def _noted(self, meter: StreamMeter, now_ns: int) -> bool:
         """Note the progress if it is time to; False if it could not be kept, so that nothing may go out."""
         if self._noted_ns is None:
             self._noted_ns = now_ns
@@ -289,8 +201,8 @@ class Serving:
         stages, admitted = self._stages, self._admitted
         progress = Progress(
             at_unix_ns=stages.now_ns(),
-            prices=lane.prices,
-            attempt=self._attempts[-1],
+            prices=self._attempts.lane.prices,
+            attempt=self._attempts.made[-1],
             reply=meter.reply(),
             time_to_first_chunk_ns=self._first_chunk_ns,
         )
@@ -306,14 +218,11 @@ class Serving:
 
     # price and record
 
-    async def _record_fault(self, lane: Lane, fault: UpstreamError, reply: Reply) -> None:
-        _, sequence = self._settle(lane, ending_of_fault(fault), reply)
-        await self._stages.recorder.durable(sequence)
-
     def _settle(
-        self, lane: Lane, ending: Ending, reply: Reply, said: Callable[[], Said | None] = lambda: None
+        self, ending: Ending, reply: Reply, said: Callable[[], Said | None] = lambda: None
     ) -> tuple[Exchange, int]:
-        stages, admitted = self._stages, self._admitted
+        stages, admitted, attempts = self._stages, self._admitted, self._attempts
+        lane = attempts.lane
         exchange = bill(
             stages.prices,
             admitted.call,
@@ -324,9 +233,9 @@ class Serving:
                 key_id=admitted.call.identity.key_id,
                 team=admitted.call.identity.team,
             ),
-            ending,
+            ending_after(attempts.made, ending),
             reply,
-            attempts=tuple(self._attempts),
+            attempts=tuple(attempts.made),
             ended_unix_ns=stages.now_ns(),
             latency_ns=stages.monotonic_ns() - admitted.started_ns,
             time_to_first_chunk_ns=self._first_chunk_ns,
@@ -334,22 +243,10 @@ class Serving:
         )
         sequence = stages.recorder.settle(exchange)
         self.settled = True
+        attempts.settled(exchange)
         admitted.hold.settle(exchange)
         stages.observe(exchange, self._status)
         return exchange, sequence
-
-
-def _is_event_stream(headers: Sequence[Header]) -> bool:
-    return any(
-        name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
-    )
-
-
-def _provider_request_id(headers: Sequence[Header]) -> str | None:
-    for name, value in headers:
-        if name in (b"x-request-id", b"request-id"):
-            return value[:128].decode("ascii", "replace")
-    return None
 
 
 def _cut_off() -> UpstreamError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol as Interface
 
 import msgspec
@@ -13,6 +13,9 @@ from gateway.core.exchange import Call, Exchange, Progress
 from gateway.protocols.base import Dialect, Protocol, Request
 from gateway.providers.upstream import Endpoint, Header, Timeouts, Transport
 from gateway.release.relay import Drains
+from gateway.routing.choosing import Chooser
+from gateway.routing.retry import ONCE, Policy
+from gateway.routing.targets import Target
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +25,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
         prices: section of the price catalogue.
         headers: (the caller's headers, traceparent) -> headers for the provider: its key, and of the
             caller's only the listed ones.
+        timeouts: instead of those that hold for all.
     """
 
     provider: str
@@ -30,6 +34,12 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     dialect: Dialect
     headers: Callable[[Sequence[Header], bytes], list[Header]]
+    timeouts: Timeouts | None = None
+
+    @property
+    def target(self) -> Target:
+        """What is measured and cooled down: a model at a provider."""
+        return Target(self.provider, self.model)
 
 
 class Recorder(Interface):
@@ -59,6 +69,9 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
         observe: told of each settled exchange (metrics, log line, spans), beside the sync; must not raise.
         now_ns, monotonic_ns: wall clock and duration clock, in nanoseconds.
         count: tokens of a text by the tokenizer of that name, None where it cannot say.
+        chooser: what is known of targets.
+        toss: chance, from 0 up to 1.
+        pause: waits for so many seconds.
     """
 
     transport: Transport
@@ -73,6 +86,9 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
     reply_bytes_max: int
     tokenizer: str = "none"
     count: Callable[[str], int | None] = lambda _: None
+    chooser: Chooser
+    toss: Callable[[], float]
+    pause: Callable[[float], Awaitable[None]]
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +99,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
         started_ns: monotonic time of admission.
         traceparent: makes the header for an attempt's span id.
         hold: what it occupies until its bill is known.
+        policy: when another attempt follows a failed one.
     """
 
     call: Call
@@ -95,3 +112,4 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     started_ns: int
     traceparent: Callable[[str], bytes]
     hold: Hold = NOTHING_HELD
+    policy: Policy = ONCE

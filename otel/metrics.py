@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Final, Literal
 
 import msgspec
@@ -60,6 +61,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         cost_pico_usd: None where the bill has no cost: it is then counted by status and added nowhere.
         tokens: dimension to count, only what was reported.
+        tried: providers, in the order in which they were called.
     """
 
     api_key_id: str
@@ -72,6 +74,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     cost_pico_usd: int | None = None
     tokens: dict[str, int] = {}
     time_to_first_chunk_ns: int | None = None
+    tried: tuple[str, ...] = ()
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +116,7 @@ class Metrics(Collector):
         self._records: dict[Labels, int] = {}
         self._tokens: dict[Labels, int] = {}
         self._refused: dict[Labels, int] = {}
+        self._fallbacks: dict[Labels, int] = {}
         self._latency: dict[Labels, Histogram] = {}
         self._first_chunk: dict[Labels, Histogram] = {}
         self._models: set[Labels] = set()
@@ -129,6 +133,9 @@ class Metrics(Collector):
             _add(self._cost, (key, provider, model), o.cost_pico_usd)
         for dimension, units in o.tokens.items():
             _add(self._tokens, (key, provider, model, dimension), units)
+        for before, after in pairwise(o.tried):
+            if before != after:
+                _add(self._fallbacks, (key, before, after), 1)
         labels = (key, provider)
         histogram = self._latency.get(labels)
         if histogram is None:
@@ -177,7 +184,15 @@ class Metrics(Collector):
                 self._other_readings[reading.name] = _folded(reading, self._other_readings.get(reading.name))
 
     def _sums(self) -> tuple[dict[Labels, int], ...]:
-        return self._requests, self._errors, self._cost, self._records, self._tokens, self._refused
+        return (
+            self._requests,
+            self._errors,
+            self._cost,
+            self._records,
+            self._tokens,
+            self._refused,
+            self._fallbacks,
+        )
 
     def _distributions(self) -> tuple[tuple[dict[Labels, Histogram], tuple[float, ...]], ...]:
         return (self._latency, LATENCY_BUCKETS_S), (self._first_chunk, FIRST_CHUNK_BUCKETS_S)
@@ -211,7 +226,7 @@ class Metrics(Collector):
             "llm_gateway_fallbacks",
             "Requests that another provider took over.",
             ["api_key_id", "from_provider", "to_provider"],
-            {},
+            self._fallbacks,
         )
         yield _counter(
             "llm_gateway_cost",

@@ -41,6 +41,7 @@ def _a(name: str, kind: Kind, presence: str, meaning: str, unit: str = "") -> At
     return Attribute(name=name, kind=kind, presence=presence, meaning=meaning, unit=unit)
 
 
+_CHOICE = "if an alias or several targets could serve"
 _ALWAYS = "always"
 _REPORTED = "only if the provider reported it"
 _METERED = "if reported, or estimated: see `billing.usage.source`"
@@ -220,7 +221,23 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.cache_write", "bool", _REPORTED, "cache writes are more than 0, or one was reported"),
     _a("billing.attempts", "int", _ALWAYS, "how many times a provider was called", "{attempt}"),
     _a("billing.providers_tried", "string[]", "if a provider was called", "providers in the order tried"),
+    _a(
+        "billing.attempts.unsettled",
+        "int",
+        "if there were any",
+        "earlier attempts that a provider may charge for, and that are not in this bill",
+        "{attempt}",
+    ),
     _a("billing.alias", "string", "if an alias was named", "the alias that chose the model"),
+    _a("billing.route.selector", "string", _CHOICE, "the selector of the configuration"),
+    _a(
+        "billing.route.by",
+        "string",
+        _CHOICE,
+        "what decided: the selector, `random`, `explore`, `cooldown`, or `only` where there was no choice",
+    ),
+    _a("billing.route.targets", "int", _CHOICE, "targets that could have served", "{target}"),
+    _a("billing.route.cooling", "int", _CHOICE, "of these, left alone because they had failed", "{target}"),
     _a("billing.client.request_id", "string", "if the caller sent one", "the caller's own `x-request-id`"),
     _a("billing.provider.request_id", "string", _REPORTED, "the provider's own request id"),
     _a(

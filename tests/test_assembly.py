@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.assembly import configured_providers, lanes_of, place_of
+from gateway.assembly import configured_providers, place_of
+from gateway.assembly_routing import routes_of
 from gateway.protocols.base import Dialect
 from gateway.routing.targets import Router
 from gateway.settings import ProviderSettings, Settings
@@ -27,7 +28,8 @@ def test_how_a_provider_counts_reaches_the_reader_of_its_replies(dialect: Dialec
         hidden_output=dialect.hidden_output,
         stream_usage=dialect.stream_usage,
     )
-    providers = configured_providers(Settings(demo=False, providers={"mine": own}), {})
+    settings = Settings(demo=False, providers={"mine": own})
+    providers = configured_providers(settings, {})
     router = Router([place_of(provider) for provider in providers.values()], None)
-    (lane,) = lanes_of(router, providers)("m", "chat_completions")
+    (lane,) = routes_of(settings, router, providers).route("m", "chat_completions").lanes
     assert (lane.provider, lane.dialect) == ("mine", dialect)

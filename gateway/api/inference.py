@@ -19,11 +19,12 @@ from gateway.admission.gate import Gate, stopping
 from gateway.admission.guards import NOTHING_HELD, Guard
 from gateway.api.correlation import Correlation, Ids, begin
 from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
-from gateway.core.exchange import Call, Identity
+from gateway.core.exchange import Call, Identity, Routed
 from gateway.metering.settle import FAILED, INTERRUPTED, Ending
 from gateway.pipeline import Serving
 from gateway.protocols.base import Protocol
 from gateway.release.relay import Caller, Receive, Send
+from gateway.routes import Route
 from gateway.stages import Admitted, Lane, Stages
 from otel.traces import Traces
 
@@ -58,8 +59,9 @@ class Doors:
     Args:
         behind: the FastAPI application.
         identify: request headers -> who pays; raises CallerError 401.
-        lanes: (model, protocol name) -> targets in order; raises CallerError 404.
+        route: (model, protocol name) -> targets; raises CallerError 404.
         screen: (who pays, targets) -> those that it may be sent to; raises CallerError 402.
+        choose: (route, targets, call) -> targets in the order in which they are tried, and why.
         guard: what an admitted request must still pass: limits, budgets.
         refused: told of each refusal.
         served: told of each exchange's correlation and scope for the SERVER span, after its end.
@@ -77,8 +79,9 @@ class Doors:
         ids: Ids,
         traces: Traces,
         identify: Callable[[Sequence[Header]], Identity],
-        lanes: Callable[[str, str], tuple[Lane, ...]],
+        route: Callable[[str, str], Route],
         screen: Callable[[Identity, tuple[Lane, ...]], tuple[Lane, ...]],
+        choose: Callable[[Route, tuple[Lane, ...], Call], tuple[tuple[Lane, ...], Routed | None]],
         guard: Guard,
         body_bytes_max: int,
         gate: Gate,
@@ -93,7 +96,8 @@ class Doors:
         self.start_fault: str | None = None
         self._traces = traces
         self._identify = identify
-        self._lanes = lanes
+        self._route = route
+        self._choose = choose
         self._screen = screen
         self._guard = guard
         self._body_bytes_max = body_bytes_max
@@ -197,9 +201,8 @@ class Doors:
         identity = self._identify(headers)
         body = await read_body(receive, headers, self._body_bytes_max)
         request = protocol.read_request(body)
-        lanes = self._lanes(request.model, protocol.name)
-        if protocol.billable:
-            lanes = self._screen(identity, lanes)
+        route = self._route(request.model, protocol.name)
+        lanes = self._screen(identity, route.lanes) if protocol.billable else route.lanes
         client = scope.get("client")
         call = Call(
             record_id=correlation.record_id,
@@ -222,7 +225,11 @@ class Doors:
             session_id=correlation.session_id,
             input_summary=request.summary,
             sampled=correlation.sampled,
+            alias=route.alias,
         )
+        lanes, routed = self._choose(route, lanes, call)
+        if routed is not None:
+            call = msgspec.structs.replace(call, route=routed)
         hold = await self._guard.admit(call, lanes) if protocol.billable else NOTHING_HELD
         return Admitted(
             call=call,
@@ -235,6 +242,7 @@ class Doors:
             started_ns=started_ns,
             traceparent=correlation.traceparent,
             hold=hold,
+            policy=route.policy,
         )
 
     def _payer(self, headers: Sequence[Header]) -> Identity | None:

@@ -63,6 +63,9 @@ class Observer:
                 cost_pico_usd=cost,
                 tokens=counts,
                 time_to_first_chunk_ns=exchange.time_to_first_chunk_ns,
+                tried=tuple([attempt.provider for attempt in exchange.attempts])
+                if len(exchange.attempts) > 1
+                else (),
             )
         )
         if self._bills or (self._errors is not None and exchange.error_type is not None):

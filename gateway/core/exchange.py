@@ -52,6 +52,22 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
 
 
+class Routed(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request went where it went.
+
+    Args:
+        selector: what the configuration says.
+        by: what decided: the selector, `random`, `explore`, `cooldown`, or `only` where there was no choice.
+        targets: how many could have served.
+        cooling: how many of them were left alone because they had failed.
+    """
+
+    selector: str
+    by: str
+    targets: int
+    cooling: int = 0
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked, known before any provider is called.
 
@@ -75,6 +91,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     choices: int = 1
     sides: tuple[Side, ...] = BOTH_SIDES
     alias: str | None = None
+    route: Routed | None = None
     client_address: str | None = None
     client_user: str | None = None
     client_request_id: str | None = None
@@ -84,7 +101,12 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at one provider; `status` None means that no status line arrived."""
+    """One try at one provider.
+
+    Args:
+        status: None means that no status line arrived.
+        unsettled: it was sent and brought no usable answer: the provider may charge for it all the same.
+    """
 
     span_id: str
     provider: str
@@ -97,6 +119,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None = None
     error_type: str | None = None
     provider_request_id: str | None = None
+    unsettled: bool = False
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,11 +7,13 @@ status (errors are not charged), or the door is free of charge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from gateway.core.charge import BillStatus, Charge
 from gateway.core.errors import UpstreamError
-from gateway.core.exchange import Call, Outcome, Reply
+from gateway.core.exchange import Attempt, Call, Outcome, Reply
 from gateway.core.usage import Usage
 
 FREE = Charge(lines=(), price_id="none", catalog="none")
@@ -37,13 +39,20 @@ NOT_KEPT = Ending(outcome="internal_error", error_type="journal_unavailable")
 """The journal failed once the provider had been called, and the caller was told so."""
 
 
+def ending_after(attempts: Sequence[Attempt], ending: Ending) -> Ending:
+    """Return the ending after several attempts: not free if an earlier one may have been charged for."""
+    if ending.free and ending is not NEVER_CALLED and any(one.unsettled for one in attempts[:-1]):
+        return msgspec.structs.replace(ending, free=False)
+    return ending
+
+
 def ending_of_fault(fault: UpstreamError) -> Ending:
     """Return the ending of an exchange whose provider failed; free only if nothing was sent."""
     outcome: Outcome
-    if not fault.sent:
-        outcome = "upstream_unreachable"
-    elif fault.code in ("client_disconnected", "client_stalled"):  # and the drain reached its bounds
+    if fault.code in ("client_disconnected", "client_stalled"):  # and the drain reached its bounds
         outcome = "client_disconnected"
+    elif not fault.sent:
+        outcome = "upstream_unreachable"
     elif fault.code == "upstream_timeout":
         outcome = "upstream_timeout"
     elif fault.code == "upstream_incomplete":

@@ -96,6 +96,11 @@ def _caller(a: dict[str, Value], call: Call) -> None:
         a["billing.client.request_id"] = call.client_request_id
     if call.alias is not None:
         a["billing.alias"] = call.alias
+    if call.route is not None:
+        a["billing.route.selector"] = call.route.selector
+        a["billing.route.by"] = call.route.by
+        a["billing.route.targets"] = call.route.targets
+        a["billing.route.cooling"] = call.route.cooling
     for name, count in call.input_summary.items():
         a["billing.input.summary." + name] = count
 
@@ -107,6 +112,9 @@ def _attempts(a: dict[str, Value], attempts: tuple[Attempt, ...]) -> None:
     a["server.address"] = last.host
     a["server.port"] = last.port
     a["billing.providers_tried"] = tuple([attempt.provider for attempt in attempts])
+    unsettled = sum(attempt.unsettled for attempt in attempts[:-1])
+    if unsettled:
+        a["billing.attempts.unsettled"] = unsettled
     if last.status is not None:
         a["billing.http.status_code"] = last.status
     if last.provider_request_id is not None:

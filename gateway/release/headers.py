@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from gateway.core.exchange import Exchange
+from gateway.core.exchange import Attempt, Exchange
 from gateway.core.money import pico_to_usd
 
 Header = tuple[bytes, bytes]
@@ -47,13 +47,13 @@ def reply_headers(
     exchange: Exchange | None,
     *,
     content_length: int | None = None,
-    lane: tuple[str, str] | None = None,
+    made: Sequence[Attempt] = (),
 ) -> list[Header]:
     """Return the head's headers.
 
     Args:
         exchange: the settled exchange of a whole reply, whose cost the headers tell; None for a stream.
-        lane: for a stream, (provider, model) of the attempt.
+        made: for a stream, its attempts.
     """
     headers = [
         header
@@ -64,21 +64,23 @@ def reply_headers(
     if content_length is not None:
         headers.append((b"content-length", b"%d" % content_length))
     if exchange is None:
-        provider, model = lane or ("", "")
-        headers.append((b"x-spanbill-provider", provider.encode()))
-        headers.append((b"x-spanbill-model", _latin(model)))
-        headers.append((b"x-spanbill-attempts", f"1; {provider}".encode()))
+        headers.append((b"x-spanbill-provider", made[-1].provider.encode()))
+        headers.append((b"x-spanbill-model", _latin(made[-1].model)))
+        headers.append((b"x-spanbill-attempts", _tried(made)))
         return headers
     last = exchange.attempts[-1]
-    tried = ",".join([attempt.provider for attempt in exchange.attempts])
     headers.append((b"x-spanbill-provider", last.provider.encode()))
     headers.append((b"x-spanbill-model", _latin(exchange.reply.response_model or last.model)))
-    headers.append((b"x-spanbill-attempts", f"{len(exchange.attempts)}; {tried}".encode()))
+    headers.append((b"x-spanbill-attempts", _tried(exchange.attempts)))
     headers.append((b"x-spanbill-cost-status", exchange.status.encode()))
     if exchange.charge is not None:
         headers.append((b"x-spanbill-cost-usd", pico_to_usd(exchange.charge.cost_pico_usd).encode()))
     headers.append((b"x-spanbill-latency-ms", b"%d" % (exchange.latency_ns // 1_000_000)))
     return headers
+
+
+def _tried(attempts: Sequence[Attempt]) -> bytes:
+    return f"{len(attempts)}; {','.join([attempt.provider for attempt in attempts])}".encode()
 
 
 def _latin(text: str) -> bytes:

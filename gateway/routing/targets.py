@@ -94,6 +94,15 @@ class Router:
         self._memo[model, protocol] = targets
         return targets
 
+    def known(self, model: str) -> None:
+        """Check a name of the configuration.
+
+        Raises:
+            ValueError: no provider serves it, ready or not.
+        """
+        if not self._serving(model):
+            raise ValueError(f"no provider serves {model[:SUGGEST_CHARS_MAX]}")
+
     def _decide(self, model: str, protocol: str) -> tuple[Target, ...]:
         if not 0 < len(model) <= NAME_CHARS_MAX or not model.isprintable():
             raise CallerError(

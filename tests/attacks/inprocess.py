@@ -22,6 +22,8 @@ from gateway.settings import (
     LoggingSettings,
     PricesSettings,
     ProviderSettings,
+    RetriesSettings,
+    RoutingSettings,
     Settings,
     UpstreamSettings,
 )
@@ -74,6 +76,7 @@ def settings_for(
         journal=JournalSettings(directory=folder, durability="process"),
         logging=logging or LoggingSettings(requests=True),
         upstream=UpstreamSettings(transport="fast", **upstream),
+        routing=RoutingSettings(retries=RetriesSettings(attempts_max=1)),  # each fault is met once
         prices=PricesSettings(overrides={f"chaos/{MODEL}": RATES}),
         providers={
             "chaos": ProviderSettings(

@@ -9,9 +9,11 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from gateway.assembly import LANES_MAX, configured_providers, lanes_of, place_of
+from gateway.assembly import configured_providers, place_of
+from gateway.assembly_routing import routes_of
 from gateway.core.errors import CallerError
 from gateway.pricing.catalogue import MEMO_MAX, Catalogue, packaged_rates
+from gateway.routes import ROUTES_MAX
 from gateway.routing.targets import Router
 from gateway.settings import Settings
 from otel.metrics import MODELS_MAX, SERIES_MAX, Metrics, Observation
@@ -42,20 +44,23 @@ def growth(use: Callable[[str], object], warm: int, names: int) -> int:
 def test_routing_remembers_a_bounded_number_of_names() -> None:
     providers = configured_providers(Settings(demo=False), {})
     router = Router([place_of(provider) for provider in providers.values()], None)
-    lanes = lanes_of(router, providers)
-    assert lanes(name_of(1), "chat_completions")[0].provider == "simulated"
-    assert growth(lambda name: lanes(name, "chat_completions"), LANES_MAX, 4 * LANES_MAX) < LANES_MAX * 2000
+    route = routes_of(Settings(demo=False), router, providers).route
+    assert route(name_of(1), "chat_completions").lanes[0].provider == "simulated"
+    assert (
+        growth(lambda name: route(name, "chat_completions"), ROUTES_MAX, 4 * ROUTES_MAX) < ROUTES_MAX * 2000
+    )
 
 
 def test_names_that_nobody_serves_are_not_remembered() -> None:
     providers = configured_providers(Settings(demo=False), {})
-    lanes = lanes_of(Router([place_of(provider) for provider in providers.values()], None), providers)
+    router = Router([place_of(provider) for provider in providers.values()], None)
+    route = routes_of(Settings(demo=False), router, providers).route
     refused = 0
 
     def ask(name: str) -> None:
         nonlocal refused
         try:
-            lanes(f"nobody-{name}", "chat_completions")
+            route(f"nobody-{name}", "chat_completions")
         except CallerError:
             refused += 1
 

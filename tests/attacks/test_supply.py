@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.markers import Marker
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_START = re.compile(r"(\.pth|(^|/)(sitecustomize|usercustomize)\.py)$")
@@ -46,8 +47,8 @@ OF_FILES_ONLY = {"certifi", "orjson"}
 def locked() -> Iterator[importlib.metadata.Distribution]:
     """Yield what `requirements/runtime.txt` locks and this platform needs."""
     for line in (ROOT / "requirements" / "runtime.txt").read_text().splitlines():
-        found = re.match(r"([a-z0-9][a-z0-9._-]*)==", line)
-        if found is not None and "win32" not in line.partition(";")[2]:
+        found = re.match(r"([a-z0-9][a-z0-9._-]*)==[^ ]* *(?:; *([^\\]+))?", line)
+        if found is not None and (found[2] is None or Marker(found[2].strip()).evaluate()):
             yield importlib.metadata.distribution(found[1])
 
 

@@ -42,6 +42,8 @@ from gateway.providers.upstream import Endpoint as Provider
 from gateway.providers.upstream import Header, Timeouts, UpstreamReply
 from gateway.recorder import JournalRecorder, recover
 from gateway.release.relay import Caller, DrainBounds, Drains
+from gateway.routing.choosing import Chooser
+from gateway.routing.cooldown import Rules
 from gateway.stages import Admitted, Lane, Stages
 from otel.journal import Bounds, Durability, JournalWriter
 from otel.journal.cursor import Cursor
@@ -339,6 +341,9 @@ class Process:
             timeouts=Timeouts(),
             drains=Drains(DrainBounds(duration_ns=3600 * NS, bytes_max=1 << 20, count_max=10)),
             reply_bytes_max=1 << 20,
+            chooser=Chooser(Rules(), 300.0, lambda: 0.5),
+            toss=lambda: 0.5,
+            pause=asyncio.sleep,
         )
 
     async def live(self) -> None:

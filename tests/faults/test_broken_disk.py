@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from gateway.api.inference import Doors
 from gateway.app import SETTLE_CHECK_S, create_app
 from gateway.providers.upstream import Endpoint, Header, Timeouts
-from gateway.settings import JournalSettings, PricesSettings, Settings
+from gateway.settings import JournalSettings, PricesSettings, RetriesSettings, RoutingSettings, Settings
 from otel.journal.audit import audit_folder
 from otel.journal.files import Files
 from tests.faults.paced_upstream import INPUT, OUTPUT, chat_pieces, messages_pieces, whole_body
@@ -198,6 +198,7 @@ class World:
         self.stopped = asyncio.Event()
         settings = Settings(
             api_keys=SecretStr(f"alice={KEY}"),
+            routing=RoutingSettings(retries=RetriesSettings(attempts_max=1)),
             prices=PricesSettings(overrides={"simulated/paced": {"input": "1", "output": "2"}}),
             journal=JournalSettings(
                 directory=folder, durability=durability, **{"min_free_bytes": 0, **journal}

@@ -19,7 +19,14 @@ from gateway.api.inference import Doors
 from gateway.app import create_app
 from gateway.core.dimensions import DIMENSIONS
 from gateway.providers.upstream import Endpoint, Header, Timeouts, UpstreamReply
-from gateway.settings import JournalSettings, LoggingSettings, ProviderSettings, Settings
+from gateway.settings import (
+    JournalSettings,
+    LoggingSettings,
+    ProviderSettings,
+    RetriesSettings,
+    RoutingSettings,
+    Settings,
+)
 from tests.gateway_process import bills_in_journal
 from tests.recorded import COUNTED, expected_counts
 
@@ -124,6 +131,7 @@ def settings_for(folder: Path) -> Settings:
         api_keys=SecretStr(KEY),
         journal=JournalSettings(directory=folder, durability="process"),
         logging=LoggingSettings(requests=False),
+        routing=RoutingSettings(retries=RetriesSettings(attempts_max=1)),  # each recording is one reply
         providers={
             "replay": provider(models=("m",)),
             "apart": provider(models=("apart",), reasoning_in_output=False),

@@ -207,8 +207,8 @@ BUGS: dict[str, Bug] = {
     ),
     "a stream ends before its bill is durable": Bug(
         PIPELINE,
-        "        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages.recorder.durable(sequence)\n",
-        "        _, sequence = self._settle(lane, ending, reply, meter.said)\n",
+        "        _, sequence = self._settle(ending, reply, meter.said)\n        await stages.recorder.durable(sequence)\n",
+        "        _, sequence = self._settle(ending, reply, meter.said)\n",
         seed=1,
     ),
     "a whole reply goes out before its bill is durable": Bug(
@@ -219,9 +219,9 @@ BUGS: dict[str, Bug] = {
     ),
     "the provider is called before the intent is written": Bug(
         PIPELINE,
-        "        lane = self._admitted.lanes[0]\n        try:\n            intent",
-        "        lane = self._admitted.lanes[0]\n        early = await self._call(lane)\n        early.close()\n"
         "        try:\n            intent",
+        "        early = await self._attempts.answer()\n        if early.upstream is not None:\n"
+        "            early.upstream.close()\n        try:\n            intent",
     ),
     "content goes out without its progress": Bug(
         PIPELINE,
@@ -237,14 +237,15 @@ BUGS: dict[str, Bug] = {
     ),
     "a caller that left is not billed": Bug(
         PIPELINE,
-        "        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages",
-        "        if gone:\n            return\n        _, sequence = self._settle(lane, ending, reply, meter.said)\n        await stages",
+        "        _, sequence = self._settle(ending, reply, meter.said)\n        await stages",
+        "        if gone:\n            return\n        _, sequence = self._settle(ending, reply, meter.said)\n        await stages",
         seed=2,
     ),
     "a provider that failed after the call is not billed": Bug(
         PIPELINE,
-        "            await self._record_fault(lane, fault, Reply())\n            raise\n        try:",
-        "            raise\n        try:",
+        "            _, sequence = self._settle(ending_of_fault(fault), Reply())\n"
+        "            await self._stages.recorder.durable(sequence)\n            raise\n",
+        "            raise\n",
         seed=1,
     ),
     # recovery

@@ -27,6 +27,8 @@ from gateway.protocols.base import Dialect
 from gateway.providers.upstream import Endpoint, Timeouts
 from gateway.recorder import JournalRecorder, recover
 from gateway.release.relay import Caller, DrainBounds, Drains
+from gateway.routing.choosing import Chooser
+from gateway.routing.cooldown import Rules
 from gateway.stages import Admitted, Lane, Stages
 from otel.journal import Bounds, JournalUnavailable, JournalWriter
 from otel.journal.cursor import Cursor
@@ -301,6 +303,9 @@ class World(Surroundings):
             timeouts=Timeouts(),
             drains=Drains(DrainBounds(duration_ns=10**9, bytes_max=20_000, count_max=3)),
             reply_bytes_max=1 << 20,
+            chooser=Chooser(Rules(), 300.0, lambda: 0.5),
+            toss=lambda: 0.5,
+            pause=asyncio.sleep,
         )
 
     async def _request(self, stages: Stages) -> None:

@@ -1,4 +1,4 @@
-"""Settings: environment and YAML become one frozen object, read once, and every mistake is named at once.
+"""Model: all keys of the settings, and how they are read.
 
 Environment wins over the file. Every key is also `SPANBILL_…` with `__` for nesting:
 `journal.durability` is `SPANBILL_JOURNAL__DURABILITY`. No stage sees this object: the composition root
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
 from gateway.daybook.settings import DebugSettings, LogFileSettings
+from gateway.settings.routing import RoutingSettings
+from gateway.settings.section import Section
 
 ENV_PREFIX = "SPANBILL_"
 NOT_SETTINGS = frozenset(
@@ -27,11 +29,7 @@ NOT_SETTINGS = frozenset(
 """Names with our prefix that are not keys of the settings."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """Where the gateway listens, and the bounds of a request."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -70,7 +68,7 @@ class ServerSettings(_Section):
     )
 
 
-class JournalSettings(_Section):
+class JournalSettings(Section):
     """Where bills are kept, and how durable they are."""
 
     directory: Path = Field(Path("data/journal"), description="Folder of the journal.")
@@ -100,7 +98,7 @@ class JournalSettings(_Section):
     )
 
 
-class LedgerSettings(_Section):
+class LedgerSettings(Section):
     """Where bills stand as rows."""
 
     url: SecretStr = Field(
@@ -110,7 +108,7 @@ class LedgerSettings(_Section):
     )
 
 
-class ControlSettings(_Section):
+class ControlSettings(Section):
     """Where virtual keys and budgets are kept."""
 
     url: SecretStr = Field(
@@ -120,7 +118,7 @@ class ControlSettings(_Section):
     )
 
 
-class AdminSettings(_Section):
+class AdminSettings(Section):
     """Who operates the gateway."""
 
     key: SecretStr | None = Field(
@@ -130,7 +128,7 @@ class AdminSettings(_Section):
     )
 
 
-class KeySettings(_Section):
+class KeySettings(Section):
     """One virtual key and its owner."""
 
     id: str = Field(
@@ -153,7 +151,7 @@ class KeySettings(_Section):
     )
 
 
-class ProviderSettings(_Section):
+class ProviderSettings(Section):
     """One provider: what to change on a built-in card, or one of your own."""
 
     enabled: bool = Field(True, description="False takes the provider out of routing.")
@@ -185,15 +183,7 @@ class ProviderSettings(_Section):
     )
 
 
-class RoutingSettings(_Section):
-    """How a model finds its provider."""
-
-    default_provider: str | None = Field(
-        None, description="Serves model names that no provider's card knows."
-    )
-
-
-class UpstreamSettings(_Section):
+class UpstreamSettings(Section):
     """Bounds on what a provider may take and send."""
 
     connect_timeout_s: float = Field(30.0, gt=0, description="To a connected socket, in seconds.")
@@ -219,7 +209,7 @@ class UpstreamSettings(_Section):
     )
 
 
-class AdjustmentSettings(_Section):
+class AdjustmentSettings(Section):
     """A discount, a mark-up or a fee: a line of its own on the bill."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Its name on the bill; used once.")
@@ -235,7 +225,7 @@ class AdjustmentSettings(_Section):
     until: date | datetime | None = Field(None, description="Until before this day or time.")
 
 
-class PricesSettings(_Section):
+class PricesSettings(Section):
     """Rates, and what is added to them or taken off."""
 
     catalog: Path | None = Field(
@@ -260,7 +250,7 @@ class PricesSettings(_Section):
     )
 
 
-class TelemetrySettings(_Section):
+class TelemetrySettings(Section):
     """How bills are shipped."""
 
     cache_write_name: Literal["cache_write", "cache_creation"] = Field(
@@ -272,7 +262,7 @@ class TelemetrySettings(_Section):
     )
 
 
-class EstimatesSettings(_Section):
+class EstimatesSettings(Section):
     """How a missing usage is estimated."""
 
     tokenizer: Literal["o200k_base", "none"] = Field(
@@ -282,7 +272,7 @@ class EstimatesSettings(_Section):
     )
 
 
-class LoggingSettings(_Section):
+class LoggingSettings(Section):
     """What is written to standard output, and to files by days."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(

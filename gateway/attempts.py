@@ -1,0 +1,289 @@
+"""Attempts: one call of a provider after another, until one brings an answer or no further one may help.
+
+Each attempt becomes a CLIENT span. What decides is pure and stands in `gateway.routing`; here it is done.
+Nothing is released while this runs: the caller sees one answer, of whichever attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.core.errors import UpstreamError
+from gateway.core.exchange import Attempt, Exchange
+from gateway.metering.settle import INTERRUPTED, ending_of_fault
+from gateway.providers.upstream import Header, UpstreamReply
+from gateway.release.relay import Caller, Patience
+from gateway.routing.choosing import Attempted
+from gateway.routing.retry import (
+    SIGNALS,
+    Again,
+    Failure,
+    cause_of_fault,
+    cause_of_status,
+    next_attempt,
+    retry_after,
+)
+from gateway.routing.rolling import Sample
+from gateway.stages import Admitted, Lane, Stages
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the attempts came to.
+
+    Args:
+        body: a whole reply's; None where a stream is to be relayed as it comes.
+        upstream: the stream, to be closed once; None of a whole reply.
+    """
+
+    status: int
+    headers: Sequence[Header]
+    body: bytes | None = None
+    upstream: UpstreamReply | None = None
+
+
+class Attempts:
+    """The attempts of one request.
+
+    Attributes:
+        made: each call so far, in order.
+        lane: where the last one went, or the first one will go.
+    """
+
+    __slots__ = ("_admitted", "_caller", "_failures", "_stages", "_waited_s", "lane", "made")
+
+    def __init__(self, stages: Stages, admitted: Admitted, caller: Caller) -> None:
+        self._stages = stages
+        self._admitted = admitted
+        self._caller = caller
+        self._failures: list[Failure] = []
+        self._waited_s = 0.0
+        self.made: list[Attempt] = []
+        self.lane: Lane = admitted.lanes[0]
+
+    async def answer(self) -> Answer:
+        """Call until there is an answer; an error status is one, if it comes last.
+
+        Raises:
+            UpstreamError: the last attempt brought nothing that could be passed on.
+        """
+        place = 0
+        while True:  # bounded by retries.attempts_max
+            self.lane = self._admitted.lanes[place]
+            try:
+                upstream = await self._call(place)
+                again = self._after_head(place, upstream)
+                if again is None:
+                    return await self._taken(upstream)
+                upstream.close()
+            except UpstreamError as fault:
+                again = self._after_fault(place, fault)
+                if again is None:
+                    raise
+            await self._pause(again)
+            place = again.target
+
+    def settled(self, exchange: Exchange) -> None:
+        """Take from the bill how the target did that served."""
+        if not self.made:
+            return
+        usage = exchange.reply.usage
+        counts = {} if usage is None or usage.source == "estimated" else usage.counts
+        output = counts.get("output")
+        sides = [counts[side] for side in exchange.call.sides if side in counts]
+        began_ns = self.made[-1].started_unix_ns
+        ended_ns = max(began_ns, exchange.ended_unix_ns)
+        first_ns = exchange.time_to_first_chunk_ns
+        self._stages.chooser.measured(
+            self.lane.target,
+            Sample(
+                ok=exchange.outcome in ("ok", "client_disconnected"),
+                latency_ns=ended_ns - began_ns,
+                first_chunk_ns=None
+                if first_ns is None
+                else max(0, first_ns - (began_ns - exchange.call.started_unix_ns)),
+                output_tokens=output,
+                tokens=sum(sides) if len(sides) == len(exchange.call.sides) else None,
+                cost_pico_usd=None if exchange.charge is None else exchange.charge.cost_pico_usd,
+            ),
+            self._stages.monotonic_ns(),
+        )
+
+    # one call
+
+    async def _call(self, place: int) -> UpstreamReply:
+        stages, admitted, lane = self._stages, self._admitted, self.lane
+        span_id = stages.span_id()
+        body = admitted.protocol.upstream_body(
+            admitted.body, admitted.request, model=lane.model, dialect=lane.dialect
+        )
+        headers = lane.headers(admitted.headers, admitted.traceparent(span_id))
+        again = any(failure.target == place for failure in self._failures)
+        attempted = stages.chooser.began(lane.target, stages.monotonic_ns(), again=again)
+        started_unix_ns = stages.now_ns()
+        try:
+            async with self._waiting():
+                reply = await stages.transport.send(
+                    b"POST", lane.endpoint, headers, body, lane.timeouts or stages.timeouts
+                )
+        except UpstreamError as fault:
+            self._note(span_id, started_unix_ns, None, fault)
+            self._tell(attempted, cause_of_fault(fault) is not None, None)
+            raise
+        except BaseException:  # told to stop; the provider may be at work on it
+            self._note(span_id, started_unix_ns, None, None)
+            stages.chooser.given_up(attempted)
+            raise
+        self._note(span_id, started_unix_ns, reply, None)
+        self._tell(attempted, cause_of_status(reply.status) is not None, self._wait_s(reply))
+        return reply
+
+    async def _taken(self, upstream: UpstreamReply) -> Answer:
+        """Take a reply: a stream as it is, anything else wholly."""
+        if self._admitted.request.stream and upstream.status == 200 and is_event_stream(upstream.headers):
+            return Answer(status=200, headers=upstream.headers, upstream=upstream)
+        try:
+            body = await read_whole(upstream, self._stages.reply_bytes_max)
+        finally:
+            upstream.close()
+        return Answer(status=upstream.status, headers=upstream.headers, body=body)
+
+    def _waiting(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Bound the wait for a head: a stream that is not to be drained is not waited for either."""
+        if self._admitted.request.stream and self._admitted.call.identity.on_disconnect == "cancel":
+            return Patience(self._caller, None, self._stages.monotonic_ns)
+        return contextlib.nullcontext()
+
+    def _note(
+        self, span_id: str, started_unix_ns: int, reply: UpstreamReply | None, fault: UpstreamError | None
+    ) -> None:
+        lane = self.lane
+        error_type = None if fault is None else fault.code
+        if reply is None and fault is None:
+            error_type = INTERRUPTED.error_type
+        elif reply is not None and reply.status >= 400:
+            error_type = str(reply.status)
+        self.made.append(
+            Attempt(
+                span_id=span_id,
+                provider=lane.provider,
+                model=lane.model,
+                host=lane.endpoint.host,
+                port=lane.endpoint.port,
+                path=self._admitted.protocol.path,
+                started_unix_ns=started_unix_ns,
+                ended_unix_ns=self._stages.now_ns(),
+                status=None if reply is None else reply.status,
+                error_type=error_type,
+                provider_request_id=None if reply is None else _provider_request_id(reply.headers),
+                unsettled=fault is not None and not ending_of_fault(fault).free,
+            )
+        )
+
+    def _tell(self, attempted: Attempted, failed: bool, wait_s: float | None) -> None:
+        self._stages.chooser.answered(attempted, not failed, self._stages.monotonic_ns(), wait_s)
+
+    def _wait_s(self, reply: UpstreamReply) -> float | None:
+        if reply.status not in SIGNALS:
+            return None
+        value = next((value for name, value in reply.headers if name == b"retry-after"), None)
+        return retry_after(value, self._stages.now_ns() / 1e9)
+
+    # what comes next
+
+    def _after_head(self, place: int, upstream: UpstreamReply) -> Again | None:
+        cause = cause_of_status(upstream.status)
+        if cause is None:
+            return None
+        return self._next(Failure(place, cause, self._wait_s(upstream)))
+
+    def _after_fault(self, place: int, fault: UpstreamError) -> Again | None:
+        if len(self._failures) == len(self.made):
+            return None  # the body of an error that was to be passed on
+        last = self.made[-1]
+        if last.status is not None:  # its reply broke off, of which nothing was released
+            self.made[-1] = msgspec.structs.replace(last, error_type=fault.code, unsettled=last.status < 400)
+        return self._next(Failure(place, cause_of_fault(fault)))
+
+    def _next(self, failure: Failure) -> Again | None:
+        stages = self._stages
+        self._failures.append(failure)
+        again = next_attempt(
+            self._admitted.policy,
+            self._failures,
+            targets=stages.chooser.callable(
+                [lane.target for lane in self._admitted.lanes], stages.monotonic_ns()
+            ),
+            released=False,
+            waited_s=self._waited_s,
+            affordable=stages.chooser.affordable(self.lane.target),
+            jitter=stages.toss(),
+        )
+        if again is None or self._caller.left():
+            return None
+        last = self.made[-1]
+        stages.chooser.measured(
+            self.lane.target,
+            Sample(ok=False, latency_ns=max(0, last.ended_unix_ns - last.started_unix_ns)),
+            stages.monotonic_ns(),
+        )
+        return again
+
+    async def _pause(self, again: Again) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            UpstreamError: the caller left meanwhile; nobody waits for another attempt.
+        """
+        if again.pause_s <= 0:
+            return
+        self._waited_s += again.pause_s
+        await self._stages.pause(again.pause_s)
+        if self._caller.left():
+            raise UpstreamError(
+                self._caller.why,
+                "the caller left before another attempt",
+                retryable=False,
+                sent=any(attempt.unsettled for attempt in self.made),
+            )
+
+
+async def read_whole(upstream: UpstreamReply, bytes_max: int) -> bytes:
+    """Read a whole body.
+
+    Raises:
+        UpstreamError: it broke off, or is larger than `bytes_max`.
+    """
+    first = await upstream.read()
+    if not first:
+        return b""
+    pieces = [first]
+    size = len(first)
+    while piece := await upstream.read():
+        size += len(piece)
+        if size > bytes_max:
+            raise UpstreamError(
+                "upstream_too_large",
+                f"the provider's reply is larger than {bytes_max} bytes; "
+                "raise upstream.max_reply_bytes if such replies are wanted",
+                retryable=False,
+                sent=True,
+            )
+        pieces.append(piece)
+    return first if len(pieces) == 1 else b"".join(pieces)
+
+
+def is_event_stream(headers: Sequence[Header]) -> bool:
+    """Say whether a reply is a stream of events."""
+    return any(
+        name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
+    )
+
+
+def _provider_request_id(headers: Sequence[Header]) -> str | None:
+    for name, value in headers:
+        if name in (b"x-request-id", b"request-id"):
+            return value[:128].decode("ascii", "replace")
+    return None
