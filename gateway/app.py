@@ -25,7 +25,6 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 
 from gateway import __version__
-from gateway.admission.admin import AdminKey
 from gateway.admission.gate import Gate
 from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
@@ -33,22 +32,26 @@ from gateway.api.access import Access
 from gateway.api.correlation import Ids
 from gateway.api.doors import Readiness, fastapi_app
 from gateway.api.inference import Doors
+from gateway.api.keys import keys_router
 from gateway.api.observe import Observer
 from gateway.api.own_key import own_key_router
 from gateway.assembly import (
     SIMULATED,
     CountOnDemand,
     Switch,
+    admin_key,
     book_of,
     configured_keys,
     configured_providers,
     models_of,
     place_of,
+    plane_of,
     prices_of,
     screen_of,
 )
 from gateway.assembly_routing import chooser_of, cost_of, routes_of
 from gateway.behind import Behind
+from gateway.control.plane import Plane
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
 from gateway.pricing.catalogue import CatalogueError
@@ -122,8 +125,9 @@ def create_app(
     traces = traces_from_env(resource, environ=environ)
     providers = configured_providers(settings, environ)
     try:
-        ring = KeyRing([*configured_keys(settings, environ), *keys])
-        access = Access(_admin_key(settings), ring.identify)
+        plane = plane_of(settings)
+        ring = KeyRing([*configured_keys(settings, environ), *keys], plane.stored)
+        access = Access(admin_key(settings, ring), ring.holder)
         book = book_of(settings.prices)
         router = Router(
             [place_of(provider) for provider in providers.values()], settings.routing.default_provider
@@ -153,7 +157,7 @@ def create_app(
     routes = routes_of(settings, router, providers)
     chooser, cost = chooser_of(settings, random.random), cost_of(book)
     behind = Behind(settings, files, environ)
-    metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health()])
+    metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health(), *plane.health()])
     shared = None
     if worker is not None:
         shared = SharedMetrics(metrics, worker.board, worker.number, time.monotonic)
@@ -206,17 +210,18 @@ def create_app(
         ids=ids,
         tracer_provider=traces.provider,
         registry=registry,
-        identify=ring.identify,
+        holder=ring.holder,
         models=lambda: models_of(providers, book.catalogue),
         ready=lambda: _readiness(writer, gate),
         protocols=PROTOCOLS,
-        routers=[own_key_router(access)],
+        routers=[own_key_router(access), keys_router(access, plane.keys)],
         lifespan=_lifespan(
             settings.journal.directory,
             writer,
             Siblings(settings.journal.directory, files, writer, recorder, prices, observer.exchange),
             gate,
             behind,
+            plane,
             network,
             traces,
             shared,
@@ -228,7 +233,7 @@ def create_app(
         stages=stages,
         ids=ids,
         traces=traces,
-        identify=ring.identify,
+        holder=ring.holder,
         route=routes.route,
         choose=lambda route, lanes, call: chosen(route, lanes, call, chooser, cost, time.monotonic_ns()),
         screen=screen_of(book, settings.prices.unpriced, time.time_ns),
@@ -238,14 +243,6 @@ def create_app(
         refused=observer.refusal,
         served=observer.served,
     )
-
-
-def _admin_key(settings: Settings) -> AdminKey:
-    key = settings.admin.key
-    try:
-        return AdminKey(None if key is None else key.get_secret_value())
-    except ValueError as fault:
-        raise SettingsError(f"admin.key (SPANBILL_ADMIN__KEY): {fault}") from fault
 
 
 def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:
@@ -273,12 +270,14 @@ def _lifespan(
     siblings: Siblings,
     gate: Gate,
     behind: Behind,
+    plane: Plane,
     network: Transport,
     traces: Traces,
     shared: SharedMetrics | None,
 ) -> Callable[[FastAPI], Any]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(plane.start)
         with contextlib.ExitStack() as held:
             with starting(directory):
                 if shared is None:
@@ -305,6 +304,7 @@ def _lifespan(
                         extra={"journal": str(directory), "why": writer.fault},
                     )
                 behind.stop()
+                await asyncio.to_thread(plane.stop)
                 if shared is not None:
                     shared.publish()
                 await network.aclose()

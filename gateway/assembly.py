@@ -12,10 +12,14 @@ from typing import Final, Literal
 
 import msgspec
 
-from gateway.admission.virtual_keys import KeyEntry, env_keys
+from gateway.admission.admin import AdminKey
+from gateway.admission.permission import permission_of
+from gateway.admission.virtual_keys import KeyEntry, KeyRing, env_keys
 from gateway.api.doors import ModelEntry
 from gateway.billing import Prices
 from gateway.billing import Target as PriceTarget
+from gateway.control.plane import Plane
+from gateway.control.terms import check_endpoints, check_models, end_of
 from gateway.core.charge import Charge, NoRate
 from gateway.core.errors import CallerError
 from gateway.core.exchange import Identity, Reply
@@ -74,6 +78,14 @@ def _key_entry(key: KeySettings, environ: Mapping[str, str]) -> KeyEntry:
     secret = key.key.get_secret_value() if key.key is not None else environ.get(key.key_env or "", "")
     if not secret:
         raise ValueError(f"keys: {key.id}: give `key`, or set the variable that `key_env` names")
+    try:
+        if key.models is not None:
+            check_models(key.models)
+        if key.endpoints is not None:
+            check_endpoints(key.endpoints)
+        until_unix_ns = None if key.expires_at is None else end_of(key.expires_at)
+    except CallerError as fault:
+        raise ValueError(f"keys: {key.id}: {fault.message}") from fault
     return KeyEntry(
         secret,
         Identity(
@@ -87,7 +99,39 @@ def _key_entry(key: KeySettings, environ: Mapping[str, str]) -> KeyEntry:
             on_disconnect=key.on_disconnect,
             unpriced=key.unpriced,
         ),
+        permission_of(key.models, key.endpoints),
+        name=key.name,
+        until_unix_ns=until_unix_ns,
     )
+
+
+def admin_key(settings: Settings, ring: KeyRing) -> AdminKey:
+    """Return the operator's key.
+
+    Raises:
+        SettingsError: it can be guessed, or is somebody's virtual key.
+    """
+    key = settings.admin.key
+    try:
+        return AdminKey(None if key is None else key.get_secret_value(), ring)
+    except ValueError as fault:
+        raise SettingsError(f"admin.key (SPANBILL_ADMIN__KEY): {fault}") from fault
+
+
+def plane_of(settings: Settings) -> Plane:
+    """Return the control plane.
+
+    Raises:
+        SettingsError: its address cannot be used.
+    """
+    try:
+        return Plane(
+            settings.control.url.get_secret_value(),
+            settings.ledger.url.get_secret_value(),
+            settings.journal.directory,
+        )
+    except ValueError as fault:
+        raise SettingsError(str(fault)) from fault
 
 
 def configured_providers(settings: Settings, environ: Mapping[str, str]) -> dict[str, Provider]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from gateway.admission.virtual_keys import KEY_BYTES_MAX
@@ -29,15 +29,20 @@ RANDOM_MIN: Final = 6
 
 
 class AdminKey:
-    """The operator's key; without a key nobody is the operator."""
+    """The operator's key; without a key nobody is the operator.
+
+    Args:
+        others: digests of virtual keys, none of which may be the operator's.
+    """
 
     __slots__ = ("_digest",)
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, key: str | None, others: Container[bytes] = ()) -> None:
         """Take the digest of a key.
 
         Raises:
-            ValueError: it can be guessed, or cannot travel in a header; the message does not repeat it.
+            ValueError: it can be guessed, is one of the others, or cannot travel in a header; the message
+                does not repeat it.
         """
         if key is not None:
             if not key:
@@ -52,6 +57,8 @@ class AdminKey:
                     "`openssl rand -hex 32` makes one"
                 )
         self._digest = None if key is None else hashlib.sha256(key.encode()).digest()
+        if self._digest is not None and self._digest in others:
+            raise ValueError("it is also a virtual key; who has that must not have all")
 
     def __repr__(self) -> str:
         return f"AdminKey({'none' if self._digest is None else 'set'})"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from fastapi import Request
 
 from gateway.admission.admin import AdminKey
+from gateway.admission.permission import Holder
 from gateway.core.errors import CallerError
 from gateway.core.exchange import Identity
 
@@ -17,21 +18,31 @@ class Access:
     """Tells the operator and the owners of keys apart.
 
     Args:
-        identify: request headers -> who pays; raises CallerError 401.
+        holder: request headers -> who pays, and for what; raises CallerError 401, GatewayFault 503.
     """
 
-    def __init__(self, admin: AdminKey, identify: Callable[[Sequence[Header]], Identity]) -> None:
+    def __init__(self, admin: AdminKey, holder: Callable[[Sequence[Header]], Holder]) -> None:
         self._admin = admin
-        self._identify = identify
+        self._holder = holder
 
     def who(self, request: Request) -> Identity | None:
         """Return the owner of the request's key; None is the operator, who sees all.
 
         Raises:
+            CallerError, GatewayFault: see `holder`.
+        """
+        holder = self.holder(request)
+        return None if holder is None else holder.identity
+
+    def holder(self, request: Request) -> Holder | None:
+        """Return the holder of the request's key; None is the operator.
+
+        Raises:
             CallerError: 401, the key is neither.
+            GatewayFault: 503, that cannot be told now.
         """
         headers = request.scope["headers"]
-        return None if self._admin.shown_in(headers) else self._identify(headers)
+        return None if self._admin.shown_in(headers) else self._holder(headers)
 
     def admin_only(self, request: Request) -> None:
         """Let nobody pass but the operator.

@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from gateway.admission.permission import Holder
 from gateway.api.correlation import CorrelationMiddleware, Ids
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError
-from gateway.core.exchange import Identity
 from gateway.protocols.base import Protocol
 from otel.server_span import query_without_secrets
 
@@ -56,7 +56,7 @@ def fastapi_app(
     ids: Ids,
     tracer_provider: TracerProvider,
     registry: CollectorRegistry,
-    identify: Callable[[Sequence[Header]], Identity],
+    holder: Callable[[Sequence[Header]], Holder],
     models: Callable[[], Sequence[ModelEntry]],
     ready: Callable[[], Readiness],
     protocols: Mapping[str, Protocol],
@@ -77,8 +77,8 @@ def fastapi_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     _add_operations(app, registry, ready)
-    _add_models(app, identify, models)
-    _add_stored_responses(app, identify)
+    _add_models(app, holder, models)
+    _add_stored_responses(app, holder)
     for router in routers:
         app.include_router(router)
     _add_envelopes(app)
@@ -126,15 +126,15 @@ def _add_operations(app: FastAPI, registry: CollectorRegistry, ready: Callable[[
 
 def _add_models(
     app: FastAPI,
-    identify: Callable[[Sequence[Header]], Identity],
+    holder: Callable[[Sequence[Header]], Holder],
     models: Callable[[], Sequence[ModelEntry]],
 ) -> None:
     refusals: dict[int | str, dict[str, Any]] = {401: {"description": "Missing or unknown key"}}
 
-    @app.get("/v1/models", tags=["inference"], summary="Models that can be named", responses=refusals)
+    @app.get("/v1/models", tags=["inference"], summary="Models that the key may name", responses=refusals)
     async def list_models(request: Request) -> JSONResponse:
-        identify(request.scope["headers"])
-        entries = models()
+        permission = holder(request.scope["headers"]).permission
+        entries = [entry for entry in models() if permission.allows(entry.id)]
         if _speaks_anthropic(request):
             data = [_anthropic_model(entry) for entry in entries]
             return JSONResponse(
@@ -154,9 +154,9 @@ def _add_models(
         responses={**refusals, 404: {"description": "Unknown model"}},
     )
     async def get_model(model: str, request: Request) -> JSONResponse:
-        identify(request.scope["headers"])
+        permission = holder(request.scope["headers"]).permission
         for entry in models():
-            if entry.id == model:
+            if entry.id == model and permission.allows(model):
                 return JSONResponse(
                     _anthropic_model(entry) if _speaks_anthropic(request) else _openai_model(entry)
                 )
@@ -165,12 +165,12 @@ def _add_models(
         )
 
 
-def _add_stored_responses(app: FastAPI, identify: Callable[[Sequence[Header]], Identity]) -> None:
+def _add_stored_responses(app: FastAPI, holder: Callable[[Sequence[Header]], Holder]) -> None:
     """Refuse what concerns a stored response: its id names no provider, and no caller as its owner."""
 
     @app.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
     async def stored_response(request: Request) -> None:
-        identify(request.scope["headers"])
+        holder(request.scope["headers"])
         raise CallerError(
             "not_supported",
             "stored responses can not be fetched, cancelled or deleted through the gateway, whose callers "
@@ -224,9 +224,13 @@ def _envelope(request: Request, error: SpanbillError) -> JSONResponse:
         kind = kinds.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         body: dict[str, object] = {"type": "error", "error": {"type": kind, "message": error.message}}
     else:
-        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        kinds = {401: "authentication_error", 403: "permission_error"}
+        kind = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
         body = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
-    return JSONResponse(body, error.status)
+    headers = {name.decode(): value.decode() for name, value in error.headers}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    return JSONResponse(body, error.status, headers)
 
 
 def _document_inference(app: FastAPI, protocols: Mapping[str, Protocol]) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.admission.gate import Gate, stopping
 from gateway.admission.guards import NOTHING_HELD, Guard
+from gateway.admission.permission import Holder
 from gateway.api.correlation import Correlation, Ids, begin
 from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity, Routed
@@ -58,7 +59,7 @@ class Doors:
 
     Args:
         behind: the FastAPI application.
-        identify: request headers -> who pays; raises CallerError 401.
+        holder: request headers -> who pays, and for what; raises CallerError 401, GatewayFault 503.
         route: (model, protocol name) -> targets; raises CallerError 404.
         screen: (who pays, targets) -> those that it may be sent to; raises CallerError 402.
         choose: (route, targets, call) -> targets in the order in which they are tried, and why.
@@ -78,7 +79,7 @@ class Doors:
         stages: Stages,
         ids: Ids,
         traces: Traces,
-        identify: Callable[[Sequence[Header]], Identity],
+        holder: Callable[[Sequence[Header]], Holder],
         route: Callable[[str, str], Route],
         screen: Callable[[Identity, tuple[Lane, ...]], tuple[Lane, ...]],
         choose: Callable[[Route, tuple[Lane, ...], Call], tuple[tuple[Lane, ...], Routed | None]],
@@ -95,7 +96,7 @@ class Doors:
         self.gate = gate
         self.start_fault: str | None = None
         self._traces = traces
-        self._identify = identify
+        self._holder = holder
         self._route = route
         self._choose = choose
         self._screen = screen
@@ -198,9 +199,12 @@ class Doors:
         headers: list[Header] = scope["headers"]
         if scope["method"] != "POST":
             raise CallerError("method_not_allowed", f"{protocol.path} takes POST", status=405)
-        identity = self._identify(headers)
+        holder = self._holder(headers)
+        identity = holder.identity
+        holder.permission.ask_endpoint(protocol.name)
         body = await read_body(receive, headers, self._body_bytes_max)
         request = protocol.read_request(body)
+        holder.permission.ask_model(request.model)
         route = self._route(request.model, protocol.name)
         lanes = self._screen(identity, route.lanes) if protocol.billable else route.lanes
         client = scope.get("client")
@@ -248,7 +252,7 @@ class Doors:
     def _payer(self, headers: Sequence[Header]) -> Identity | None:
         """Return whose request was refused; None if its key is not known."""
         with contextlib.suppress(SpanbillError):
-            return self._identify(headers)
+            return self._holder(headers).identity
         return None
 
     async def _refuse(

@@ -46,9 +46,14 @@ def control_store_at(url: str, ledger_url: str, journal: Path) -> Store:
 
 
 class Control:
-    """An open control database; each user of it (a thread, a guard) may have one of its own."""
+    """An open control database; each user of it (a thread, a guard) may have one of its own.
+
+    Attributes:
+        opened: how often it was opened: another number may be another database.
+    """
 
     def __init__(self, store: Store) -> None:
+        self.opened = 0
         self._store = store
         self._open = False
         self._busy = threading.Lock()
@@ -83,6 +88,7 @@ class Control:
             self._open = False
         self._store.open()
         self._open = True
+        self.opened += 1
 
     def close(self) -> None:
         """Let go of it; it is opened again when it is asked."""

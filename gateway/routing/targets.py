@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.errors import CallerError
+from gateway.core.names import glob
 
 NAME_CHARS_MAX: Final = 256
 MEMO_MAX: Final = 4096
@@ -73,7 +74,7 @@ class Router:
         for place in places:
             for model in place.models:
                 if "*" in model:
-                    self._patterns.append((_glob(model), place))
+                    self._patterns.append((glob(model), place))
                 else:
                     self._exact.setdefault(model, []).append(place)
         self._memo: dict[tuple[str, str], tuple[Target, ...]] = {}
@@ -159,13 +160,6 @@ class Router:
         candidates = [name for name in names if len(name) <= SUGGEST_CHARS_MAX][:SUGGEST_FROM_MAX]
         wanted = model.rpartition("/")[2][:SUGGEST_CHARS_MAX]
         return get_close_matches(wanted, candidates, n=SUGGESTIONS_MAX)
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    # Atomic groups: a pattern with many stars must not make a hostile name cost exponential time.
-    parts = [re.escape(part) for part in pattern.split("*")]
-    middle = "".join(f"(?>.*?{part})" for part in parts[1:-1] if part)
-    return re.compile(f"{parts[0]}{middle}.*{parts[-1]}" if len(parts) > 1 else parts[0], re.DOTALL)
 
 
 def _make_ready(place: Place) -> str:

@@ -1,10 +1,10 @@
 """Settings: environment and YAML become one frozen object, read once, and every mistake is named at once."""
 
+from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
 from gateway.settings.model import (
     ENV_PREFIX,
     AdjustmentSettings,
     JournalSettings,
-    KeySettings,
     LoggingSettings,
     PricesSettings,
     ProviderSettings,
@@ -24,8 +24,10 @@ from gateway.settings.routing import (
 __all__ = [
     "ENV_PREFIX",
     "AdjustmentSettings",
+    "AdminSettings",
     "AliasSettings",
     "AliasTargetSettings",
+    "ControlSettings",
     "CooldownSettings",
     "JournalSettings",
     "KeySettings",

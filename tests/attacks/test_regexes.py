@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
+from gateway.core import names
 from gateway.pricing.catalogue import packaged_rates
 from gateway.providers.cards import load_cards
-from gateway.routing.targets import _glob
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 100_000
 BUDGET_S = 0.010
 TRIES = 6
 CALLS = {"compile", "match", "search", "fullmatch", "sub", "split", "findall", "finditer"}
-OPERATOR_WRITTEN = {("entries.py", "search"), ("targets.py", "compile")}
+OPERATOR_WRITTEN = {("entries.py", "search"), ("names.py", "compile")}
 """Patterns that are data: the catalogue's own and the globs of cards; both are tested from their data."""
 
 
@@ -151,7 +151,7 @@ def test_the_globs_of_the_cards_are_as_fast() -> None:
     globs = {model for card in load_cards().values() for model in card.models if "*" in model}
     assert globs
     for glob in sorted(globs | {"*a*a*a*a*a*a*b", "a*" * 20 + "b"}):
-        pattern = _glob(glob)
+        pattern = names.glob(glob)
         for atom in ("a", "ab", glob.replace("*", "x"), glob.split("*")[0] or "a"):
             text = (atom * (SIZE // len(atom) + 1))[:256]  # a longer name is refused before
             assert best_s(pattern.fullmatch, text) < BUDGET_S, glob
