@@ -13,6 +13,7 @@ import typer
 
 from gateway import __version__
 from gateway.cli import ledger as ledger_commands
+from gateway.cli.keys import app as keys
 from gateway.cli.prices import app as prices
 from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
 from gateway.cli.serve import serve_forever
@@ -22,6 +23,7 @@ from otel.journal.audit import Logs
 
 app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, help=__doc__.splitlines()[0])
 app.add_typer(prices, name="prices")
+app.add_typer(keys, name="keys")
 app.add_typer(ledger_commands.app)
 
 

@@ -51,6 +51,10 @@ class Plane:
     def stop(self) -> None:
         """Follow no longer; not in the thread of an event loop."""
         self._following.stop(STOP_S)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the database, where nothing was started."""
         self._changing.close()
 
     def health(self) -> Iterable[Reading]:
