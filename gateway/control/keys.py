@@ -24,7 +24,7 @@ from gateway.control.makers import Maker, check_count, check_within, first, term
 from gateway.control.records import Record, State, columns_of, in_state, record_of, stored_key
 from gateway.control.schema import changes, keys, next_version
 from gateway.control.store import Control
-from gateway.control.terms import Fields, Terms, changed_terms, check_text, new_terms
+from gateway.control.terms import Fields, Terms, changed_terms, check_fields, check_text, new_terms
 from gateway.core.errors import CallerError, GatewayFault
 from gateway.ledger.store import LedgerNewer, LedgerUnavailable
 
@@ -124,6 +124,7 @@ class Keys:
             raise CallerError(
                 "invalid_request", "Idempotency-Key must be 1 to 255 visible characters", status=400
             )
+        check_fields(fields)
         once = None if idempotency is None else _hash(f"{maker.who}\n{idempotency}".encode())
         asked = _hash(msgspec.json.encode(fields))
         secret = NewSecret(self._random(SECRET_BYTES))

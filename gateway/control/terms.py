@@ -93,6 +93,7 @@ def changed_terms(terms: Terms, fields: Fields) -> Terms:
     Raises:
         CallerError: 400, naming the field.
     """
+    check_fields(fields)
     said = {
         name: tuple(value) if isinstance(value, list) else value
         for name in fields.__struct_fields__
@@ -101,16 +102,24 @@ def changed_terms(terms: Terms, fields: Fields) -> Terms:
     if "expires_at" in said:
         at = said.pop("expires_at")
         said["expires_unix_ns"] = None if at is None else parse_end(str(at))
+    return msgspec.structs.replace(terms, **said)
+
+
+def check_fields(fields: Fields) -> None:
+    """Look at what can be seen without knowing the key.
+
+    Raises:
+        CallerError: 400, naming the field.
+    """
     for name in ("name", "user", "user_name", "team", "project"):
-        if said.get(name) is not None:
-            check_text(name, str(said[name]))
+        if isinstance(text := getattr(fields, name), str):
+            check_text(name, text)
     if fields.tags is not UNSET:
         _check_list("tags", fields.tags, TAGS_MAX, TAG_CHARS_MAX)
     if fields.models is not UNSET and fields.models is not None:
         check_models(fields.models)
     if fields.endpoints is not UNSET and fields.endpoints is not None:
         check_endpoints(fields.endpoints)
-    return msgspec.structs.replace(terms, **said)
 
 
 def check_models(models: Iterable[str]) -> None:
