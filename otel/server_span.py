@@ -6,6 +6,7 @@ door; a test holds the two to the same name and attributes. Stable HTTP semantic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote_plus
@@ -20,6 +21,12 @@ SCOPE: Final = InstrumentationScope("spanbill")
 CREDENTIALS: Final = ("key", "token", "secret", "auth", "pass", "sig", "cred")
 """A query parameter whose name holds one of these may be a credential."""
 QUERY_CHARS_MAX: Final = 2048
+_KEY: Final = re.compile(r"sk-[A-Za-z0-9_-]{8,}")
+
+
+def path_without_secrets(path: str) -> str:
+    """Return a path with what looks like a key, which a caller put where an id belongs, as `sk-REDACTED`."""
+    return _KEY.sub("sk-REDACTED", path)
 
 
 def query_without_secrets(raw: bytes) -> str:
@@ -32,7 +39,7 @@ def query_without_secrets(raw: bytes) -> str:
         name, equals, _ = part.partition("=")
         secret = any(word in unquote_plus(name).lower() for word in CREDENTIALS)
         shown.append(f"{name}=REDACTED" if equals and secret else part)
-    return "&".join(shown)
+    return path_without_secrets("&".join(shown))
 
 
 def server_attributes(scope: Mapping[str, Any], status: int) -> dict[str, AttributeValue]:

@@ -15,6 +15,7 @@ import msgspec
 from opentelemetry import trace
 from uuid_utils import uuid7
 
+from otel.server_span import path_without_secrets
 from otel.traces import Parent, Traces, parse_traceparent
 
 log = logging.getLogger("spanbill.doors")
@@ -158,7 +159,7 @@ class CorrelationMiddleware:
                         "request_id": record_id,
                         "trace_id": format(context.trace_id, "032x"),
                         "method": scope["method"],
-                        "path": scope["path"][:PATH_CHARS_MAX],
+                        "path": path_without_secrets(scope["path"][:PATH_CHARS_MAX]),
                         "status": message["status"],
                     },
                 )

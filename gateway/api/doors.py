@@ -25,7 +25,7 @@ from gateway.admission.permission import Holder
 from gateway.api.correlation import CorrelationMiddleware, Ids
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError
 from gateway.protocols.base import Protocol
-from otel.server_span import query_without_secrets
+from otel.server_span import path_without_secrets, query_without_secrets
 
 log = logging.getLogger("spanbill.doors")
 
@@ -94,14 +94,19 @@ def fastapi_app(
 
 
 def _hide_credentials(span: Span, scope: dict[str, Any]) -> None:
-    if scope.get("query_string") and span.is_recording():
-        query = query_without_secrets(scope["query_string"])
-        # The older conventions, which an operator may choose, have it inside two other attributes.
-        for name, value in (getattr(span, "attributes", None) or {}).items():
-            if name == "url.query":
-                span.set_attribute(name, query)
-            elif name in ("http.url", "http.target") and isinstance(value, str):
-                span.set_attribute(name, f"{value.partition('?')[0]}?{query}")
+    if not span.is_recording():
+        return
+    path = path_without_secrets(scope["path"])
+    query = query_without_secrets(scope.get("query_string", b""))
+    # The older conventions, which an operator may choose, have both inside two other attributes.
+    for name, value in (getattr(span, "attributes", None) or {}).items():
+        if name == "url.query":
+            span.set_attribute(name, query)
+        elif name == "url.path":
+            span.set_attribute(name, path)
+        elif name in ("http.url", "http.target") and isinstance(value, str):
+            before, mark, _ = value.partition("?")
+            span.set_attribute(name, f"{path_without_secrets(before)}{mark}{query if mark else ''}")
 
 
 def _add_operations(app: FastAPI, registry: CollectorRegistry, ready: Callable[[], Readiness]) -> None:

@@ -94,46 +94,65 @@ def _add_many(router: APIRouter, access: Access, keys: Keys) -> None:
 
 
 def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
-    @router.get("/{key_id}", summary="One key", responses=_refusals(404))
-    async def get(key_id: str, request: Request) -> JSONResponse:
-        return _one(await asyncio.to_thread(keys.get, key_id, _maker(access, request)))
+    @router.get("/{key_id}", summary="One key", responses=_refusals(404), openapi_extra=_of_one())
+    async def get(request: Request) -> JSONResponse:
+        return _one(await asyncio.to_thread(keys.get, _id(request), _maker(access, request)))
 
     @router.patch(
         "/{key_id}",
         summary="Change what a key is for; what is left out stays",
         responses=_refusals(404, 409, 413, 415),
-        openapi_extra=_body_of(Fields),
+        openapi_extra=_of_one(_body_of(Fields)),
     )
-    async def change(key_id: str, request: Request) -> JSONResponse:
+    async def change(request: Request) -> JSONResponse:
         maker = _maker(access, request)
-        return _one(await asyncio.to_thread(keys.update, key_id, await _body(request, Fields), maker))
+        return _one(await asyncio.to_thread(keys.update, _id(request), await _body(request, Fields), maker))
 
     @router.post(
         "/{key_id}/rotate",
         summary="Give a key another secret; the answer is the only one with it",
         responses=_refusals(404, 409, 413, 415),
-        openapi_extra=_body_of(Rotation, required=False),
+        openapi_extra=_of_one(_body_of(Rotation, required=False)),
     )
-    async def rotate(key_id: str, request: Request) -> JSONResponse:
+    async def rotate(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         grace_s = (await _body(request, Rotation, empty=True)).grace_s
-        return _made(await asyncio.to_thread(keys.rotate, key_id, maker, grace_s), 200)
+        return _made(await asyncio.to_thread(keys.rotate, _id(request), maker, grace_s), 200)
 
-    @router.post("/{key_id}/disable", summary="Let a key open nothing", responses=_refusals(404, 409))
-    async def disable(key_id: str, request: Request) -> JSONResponse:
+    @router.post(
+        "/{key_id}/disable",
+        summary="Let a key open nothing, until it is enabled",
+        responses=_refusals(404, 409),
+        openapi_extra=_of_one(),
+    )
+    async def disable(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         await _body(request, Nothing, empty=True)
-        return _one(await asyncio.to_thread(keys.disable, key_id, maker))
+        return _one(await asyncio.to_thread(keys.disable, _id(request), maker))
 
-    @router.post("/{key_id}/enable", summary="Let a disabled key open again", responses=_refusals(404, 409))
-    async def enable(key_id: str, request: Request) -> JSONResponse:
+    @router.post(
+        "/{key_id}/enable",
+        summary="Let a disabled key open again",
+        responses=_refusals(404, 409),
+        openapi_extra=_of_one(),
+    )
+    async def enable(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         await _body(request, Nothing, empty=True)
-        return _one(await asyncio.to_thread(keys.enable, key_id, maker))
+        return _one(await asyncio.to_thread(keys.enable, _id(request), maker))
 
-    @router.delete("/{key_id}", summary="Revoke a key, for good; its record stays", responses=_refusals(404))
-    async def revoke(key_id: str, request: Request) -> JSONResponse:
-        return _one(await asyncio.to_thread(keys.revoke, key_id, _maker(access, request)))
+    @router.delete(
+        "/{key_id}",
+        summary="Revoke a key, for good; its record stays",
+        responses=_refusals(404),
+        openapi_extra=_of_one(),
+    )
+    async def revoke(request: Request) -> JSONResponse:
+        return _one(await asyncio.to_thread(keys.revoke, _id(request), _maker(access, request)))
+
+
+def _id(request: Request) -> str:
+    return str(request.path_params["key_id"])
 
 
 def _maker(access: Access, request: Request) -> Maker:
@@ -213,6 +232,12 @@ def _answer(document: dict[str, Any], status: int = 200) -> JSONResponse:
 def _body_of(kind: type, *, required: bool = True) -> dict[str, Any]:
     schema = msgspec.json.schema(kind)["$defs"][kind.__name__]
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+def _of_one(more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Describe the id in the path; FastAPI would add an answer 422 to it, which there is not."""
+    named = {"name": "key_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {"parameters": [named], **(more or {})}
 
 
 def _parameter(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Final
 
 from gateway.core.errors import CallerError
 from gateway.front.bounds import FrontBounds
+from otel.server_span import path_without_secrets
 
 Header = tuple[bytes, bytes]
 
@@ -85,4 +86,5 @@ def path_to_tell(target: bytes) -> str:
     """Return what of a refused target may be logged: a path; never a query, and never a URL's user."""
     if not target.startswith(b"/"):
         return ""
-    return target.partition(b"?")[0][:PATH_CHARS_MAX].decode("ascii", "replace")
+    path = target.partition(b"?")[0][:PATH_CHARS_MAX].decode("ascii", "replace")
+    return path_without_secrets(path)
