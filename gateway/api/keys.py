@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import time_ns
 from typing import Any, Final, TypeVar, cast, get_args
 
@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 
 from gateway.api.access import Access
 from gateway.api.inference import read_body
+from gateway.control.following import SPREAD_S
 from gateway.control.keys import PAGE_MAX, Keys, Made, Wanted
 from gateway.control.makers import Maker, may_not
 from gateway.control.records import Record, State, shown
@@ -76,7 +77,7 @@ def _add_many(router: APIRouter, access: Access, keys: Keys) -> None:
     async def create(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         fields = await _body(request, Fields)
-        made = await asyncio.to_thread(keys.create, fields, maker, request.headers.get("idempotency-key"))
+        made = await _done(keys.create, fields, maker, request.headers.get("idempotency-key"))
         return _made(made, 200 if made.secret is None else 201)
 
     @router.get(
@@ -106,7 +107,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
     )
     async def change(request: Request) -> JSONResponse:
         maker = _maker(access, request)
-        return _one(await asyncio.to_thread(keys.update, _id(request), await _body(request, Fields), maker))
+        return _one(await _done(keys.update, _id(request), await _body(request, Fields), maker))
 
     @router.post(
         "/{key_id}/rotate",
@@ -117,7 +118,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
     async def rotate(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         grace_s = (await _body(request, Rotation, empty=True)).grace_s
-        return _made(await asyncio.to_thread(keys.rotate, _id(request), maker, grace_s), 200)
+        return _made(await _done(keys.rotate, _id(request), maker, grace_s), 200)
 
     @router.post(
         "/{key_id}/disable",
@@ -128,7 +129,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
     async def disable(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         await _body(request, Nothing, empty=True)
-        return _one(await asyncio.to_thread(keys.disable, _id(request), maker))
+        return _one(await _done(keys.disable, _id(request), maker))
 
     @router.post(
         "/{key_id}/enable",
@@ -139,7 +140,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
     async def enable(request: Request) -> JSONResponse:
         maker = _maker(access, request)
         await _body(request, Nothing, empty=True)
-        return _one(await asyncio.to_thread(keys.enable, _id(request), maker))
+        return _one(await _done(keys.enable, _id(request), maker))
 
     @router.delete(
         "/{key_id}",
@@ -148,7 +149,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
         openapi_extra=_of_one(),
     )
     async def revoke(request: Request) -> JSONResponse:
-        return _one(await asyncio.to_thread(keys.revoke, _id(request), _maker(access, request)))
+        return _one(await _done(keys.revoke, _id(request), _maker(access, request)))
 
 
 def _id(request: Request) -> str:
@@ -162,6 +163,13 @@ def _maker(access: Access, request: Request) -> Maker:
     if not (holder.stored and holder.may_create_keys):
         raise may_not()
     return Maker(who=holder.identity.key_id, key_id=holder.identity.key_id)
+
+
+async def _done(change: Callable[..., T], *arguments: Any) -> T:
+    """Make a change; return what it came to once everybody has heard of it."""
+    outcome = await asyncio.to_thread(change, *arguments)
+    await asyncio.sleep(SPREAD_S)
+    return outcome
 
 
 async def _body(request: Request, kind: type[T], *, empty: bool = False) -> T:

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gateway.assembly import plane_of
 from gateway.cli.stopping import settings_or_stop, stop
+from gateway.control.following import SPREAD_S
 from gateway.control.keys import Keys, Made, Wanted
 from gateway.control.makers import Maker
 from gateway.control.records import Record, State, instant, shown
@@ -129,7 +130,7 @@ def list_(
 def show(key_id: KeyId, json: Json = False) -> None:
     """Show all that is known of a key."""
     with _keys() as (keys, maker):
-        _tell(keys.get(key_id, maker), json)
+        _tell(keys.get(key_id, maker), json, changed=False)
 
 
 @app.command()
@@ -247,7 +248,9 @@ def _user() -> str:
         return "nameless"
 
 
-def _tell(outcome: Record | Made, json: bool) -> None:
+def _tell(outcome: Record | Made, json: bool, *, changed: bool = True) -> None:
+    if changed:
+        time.sleep(SPREAD_S)
     record = outcome.record if isinstance(outcome, Made) else outcome
     secret = outcome.secret if isinstance(outcome, Made) else None
     row = shown(record, time.time_ns())

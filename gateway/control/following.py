@@ -29,6 +29,9 @@ log = logging.getLogger("spanbill.control")
 
 KIND: Final = "keys"
 INTERVAL_S: Final = 0.25
+SPREAD_S: Final = 2 * INTERVAL_S
+"""So long after a change all processes that can read the database have heard of it. Whoever makes one says
+that it is done after that time only, so that a new key opens then, and an old one does not."""
 AWAY_S: Final = 1.0
 """How often a database that is away is asked."""
 TELL_S: Final = 60.0
