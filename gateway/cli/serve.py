@@ -248,13 +248,14 @@ def _bounds(settings: Settings) -> FrontBounds:
 
 
 def _demo_key(settings: Settings) -> Demo | None:
-    """Return the demo key if no key is configured at all; kept beside the journal, for its owner only.
+    """Return the demo key if no key is configured at all, the admin key included; kept beside the journal, for its owner only.
 
     Raises:
         CannotStartError: its file is there, and holds none.
         OSError: its file cannot be written or read.
     """
-    if not settings.demo or configured_keys(settings, os.environ):
+    operated = settings.admin.key is not None
+    if not settings.demo or operated or configured_keys(settings, os.environ):
         return None
     path: Path = settings.journal.directory / "demo-key"
     identity = Identity(key_id="demo", user_id=DEMO_USER, user_name="Demo", source="key")

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from gateway.cli.serve import _demo_key
 from gateway.core.errors import CannotStartError
+from gateway.key_settings import AdminSettings
 from gateway.settings import JournalSettings, Settings
 
 
@@ -49,3 +51,11 @@ def test_a_demo_key_that_cannot_be_used_is_said_plainly(tmp_path: Path, held: by
     (tmp_path / "demo-key").write_bytes(held)
     with pytest.raises(CannotStartError, match="demo-key holds no key that can be used; remove it"):
         _demo_key(settings_in(tmp_path))
+
+
+def test_a_gateway_with_an_operator_has_no_demo_key(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    operated = settings.model_copy(update={"admin": AdminSettings(key=SecretStr("9f3c1f0f6b0e4f6a8f3f7f0a"))})
+    assert _demo_key(operated) is None
+    assert not (tmp_path / "demo-key").exists()
+    assert _demo_key(settings) is not None
