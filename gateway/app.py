@@ -52,6 +52,7 @@ from gateway.assembly import (
 from gateway.assembly_routing import chooser_of, cost_of, routes_of
 from gateway.behind import Behind
 from gateway.control.plane import Plane
+from gateway.limiting import Limiting
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
 from gateway.pricing.catalogue import CatalogueError
@@ -157,7 +158,10 @@ def create_app(
     routes = routes_of(settings, router, providers)
     chooser, cost = chooser_of(settings, random.random), cost_of(book)
     behind = Behind(settings, files, environ)
-    metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health(), *plane.health()])
+    metrics = Metrics(
+        lambda: [*_own_health(writer, lines), *behind.health(), *plane.health(), *limiting.health()]
+    )
+    limiting = Limiting(settings, metrics.limit)
     shared = None
     if worker is not None:
         shared = SharedMetrics(metrics, worker.board, worker.number, time.monotonic)
@@ -222,6 +226,7 @@ def create_app(
             gate,
             behind,
             plane,
+            limiting,
             network,
             traces,
             shared,
@@ -237,7 +242,7 @@ def create_app(
         route=routes.route,
         choose=lambda route, lanes, call: chosen(route, lanes, call, chooser, cost, time.monotonic_ns()),
         screen=screen_of(book, settings.prices.unpriced, time.time_ns),
-        guard=Guards(()),
+        guard=Guards([*limiting.guards]),
         body_bytes_max=settings.server.max_body_bytes,
         gate=gate,
         refused=observer.refusal,
@@ -271,6 +276,7 @@ def _lifespan(
     gate: Gate,
     behind: Behind,
     plane: Plane,
+    limiting: Limiting,
     network: Transport,
     traces: Traces,
     shared: SharedMetrics | None,
@@ -283,6 +289,7 @@ def _lifespan(
                 if shared is None:
                     held.enter_context(locked(directory))
                 await siblings.start()
+            await limiting.start()
             tasks = [asyncio.create_task(_tend(writer))]
             if shared is not None:
                 tasks += [asyncio.create_task(siblings.watch()), asyncio.create_task(_publish(shared))]
@@ -297,6 +304,7 @@ def _lifespan(
                 for task in tasks:
                     task.cancel()
                 await _emptied(gate)
+                limiting.stop()
                 writer.close()
                 if writer.fault is not None:
                     log.error(

@@ -117,6 +117,7 @@ class Metrics(Collector):
         self._tokens: dict[Labels, int] = {}
         self._refused: dict[Labels, int] = {}
         self._fallbacks: dict[Labels, int] = {}
+        self._limited: dict[Labels, int] = {}
         self._latency: dict[Labels, Histogram] = {}
         self._first_chunk: dict[Labels, Histogram] = {}
         self._models: set[Labels] = set()
@@ -150,6 +151,10 @@ class Metrics(Collector):
     def refuse(self, code: str) -> None:
         """Count a request that was refused before any provider was called."""
         _add(self._refused, (code,), 1)
+
+    def limit(self, rule: str, unit: str) -> None:
+        """Count a request that was refused because a limit had no room for it."""
+        _add(self._limited, (rule, unit), 1)
 
     def state(self) -> State:
         """Return a copy of all counts, and the readings of now."""
@@ -192,6 +197,7 @@ class Metrics(Collector):
             self._tokens,
             self._refused,
             self._fallbacks,
+            self._limited,
         )
 
     def _distributions(self) -> tuple[tuple[dict[Labels, Histogram], tuple[float, ...]], ...]:
@@ -246,6 +252,12 @@ class Metrics(Collector):
         )
         yield _counter(
             "llm_gateway_refused", "Requests refused before a provider was called.", ["code"], self._refused
+        )
+        yield _counter(
+            "llm_gateway_limited",
+            "Requests refused for want of room, by the rule that said so.",
+            ["rule", "kind"],
+            self._limited,
         )
         yield _histogram(
             "llm_gateway_latency_seconds", "From admission to the settled bill.", by_key, self._latency

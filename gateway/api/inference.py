@@ -162,6 +162,8 @@ class Doors:
             serving = Serving(stages, admitted, caller)
             await serving.serve()
         except SpanbillError as error:
+            if admitted is not None:
+                error.headers = (*admitted.hold.headers, *error.headers)
             who = self._payer(headers)
             await self._refuse(
                 protocol, caller, correlation, error, serving, started_ns, started_unix_ns, who

@@ -23,6 +23,7 @@ class SpanbillError(Exception):
 
     Attributes:
         headers: what else the answer tells in its head (limits, and how long they last).
+        kind: what OpenAI's envelope gives as `type`, where it does not follow from the status.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class SpanbillError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.kind: str | None = None
 
 
 class CallerError(SpanbillError):

@@ -122,6 +122,11 @@ def _form_tokens(reply: Reply) -> int:
     return reply.output_summary.get("tool_calls", 0) * TOOL_CALL_TOKENS
 
 
+def input_tokens(call: Call) -> int:
+    """Return the estimated input of a request that was not answered yet."""
+    return _input(call)[0]
+
+
 def _input(call: Call) -> tuple[int, int, int]:
     """Return (units, least, most) of the input that was sent."""
     summary = call.input_summary

@@ -40,6 +40,9 @@ NOT_RELAYED: Final = frozenset(
 OURS: Final = b"x-spanbill-"
 """A provider that sends such a header, a gateway of this kind or a liar, must not speak for this one."""
 
+LIMITS: Final = (b"x-ratelimit-", b"anthropic-ratelimit-")
+"""Where the gateway tells its own limits, those of the provider's account would contradict them."""
+
 
 def reply_headers(
     provider_headers: Sequence[Header],
@@ -52,13 +55,17 @@ def reply_headers(
     """Return the head's headers.
 
     Args:
+        ids: ours: the correlation ids, and limits.
         exchange: the settled exchange of a whole reply, whose cost the headers tell; None for a stream.
         made: for a stream, its attempts.
     """
+    withheld: tuple[bytes, ...] = (OURS,)
+    if any(name.startswith(LIMITS) for name, _ in ids):
+        withheld += LIMITS
     headers = [
         header
         for header in provider_headers
-        if header[0] not in NOT_RELAYED and not header[0].startswith(OURS)
+        if header[0] not in NOT_RELAYED and not header[0].startswith(withheld)
     ]
     headers += ids
     if content_length is not None:

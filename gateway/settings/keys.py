@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field, SecretStr
 
+from gateway.settings.limits import LimitSettings
 from gateway.settings.section import Section
 
 
@@ -58,3 +59,4 @@ class KeySettings(Section):
     unpriced: Literal["serve", "refuse"] | None = Field(
         None, description="For this key, instead of `prices.unpriced`."
     )
+    limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]

@@ -20,6 +20,7 @@ from pydantic_settings import SettingsError as UnreadableVariable
 
 from gateway.daybook.settings import DebugSettings, LogFileSettings
 from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
+from gateway.settings.limits import LimitsSettings
 from gateway.settings.routing import RoutingSettings
 from gateway.settings.section import Section
 
@@ -270,6 +271,7 @@ class Settings(BaseSettings):
     routing: RoutingSettings = RoutingSettings()  # type: ignore[call-arg]
     upstream: UpstreamSettings = UpstreamSettings()  # type: ignore[call-arg]
     prices: PricesSettings = PricesSettings()  # type: ignore[call-arg]
+    limits: LimitsSettings = LimitsSettings()  # type: ignore[call-arg]
     estimates: EstimatesSettings = EstimatesSettings()  # type: ignore[call-arg]
     telemetry: TelemetrySettings = TelemetrySettings()  # type: ignore[call-arg]
     logging: LoggingSettings = LoggingSettings()  # type: ignore[call-arg]

@@ -23,5 +23,6 @@ def event(error: SpanbillError) -> bytes:
 
 def envelope(error: SpanbillError) -> dict[str, object]:
     """Return what stands under `error`."""
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    by_status = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    kind = error.kind or by_status
     return {"message": error.message, "type": kind, "param": error.param, "code": error.code}
