@@ -66,9 +66,9 @@ local function taken(key)
 end
 
 local function take(key)
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now - WINDOW)
   redis.call('ZADD', key, now + lease, request)
-  redis.call('PEXPIRE', key, 2 * lease)
+  redis.call('PEXPIRE', key, lease + WINDOW)
 end
 """
 

@@ -16,7 +16,7 @@ COUNTERS_MAX: Final = 10_000
 SWEEP_MS: Final = 1_000
 """How often idle counters are looked for at most, when there is no room."""
 NO_LEASE_MS: Final = 2**52
-"""For a process whose places end with it."""
+"""For a process whose places end with it: none lapses."""
 
 
 class MemoryStore:
@@ -136,11 +136,9 @@ class MemoryStore:
         places = self._places.get(charge.key)
         if places is None:
             return 0
-        if self._lease_ms < NO_LEASE_MS:
-            for request_id, until in list(places.items()):
-                if not now_ms < until <= now_ms + 2 * self._lease_ms:
-                    del places[request_id]
-        return len(places)
+        if self._lease_ms == NO_LEASE_MS:
+            return len(places)
+        return sum([now_ms < until <= now_ms + 2 * self._lease_ms for until in places.values()])
 
     def _take(self, key: str, request_id: str, now_ms: int) -> None:
         self._places.setdefault(key, {})[request_id] = now_ms + self._lease_ms

@@ -159,7 +159,7 @@ class SqliteLimits:
         self._pruned_ms = now_ms
         bounds = (now_ms - WINDOW_MS, now_ms + WINDOW_MS)
         db.execute("DELETE FROM windows WHERE newest_ms <= ? OR newest_ms >= ?", bounds)
-        bounds = (now_ms, now_ms + 2 * self._lease_ms)
+        bounds = (now_ms - WINDOW_MS, now_ms + 2 * self._lease_ms)
         db.execute("DELETE FROM places WHERE until_ms <= ? OR until_ms > ?", bounds)
         bounds = (now_ms - RECORD_MS, now_ms + WINDOW_MS)
         db.execute("DELETE FROM requests WHERE at_ms <= ? OR at_ms >= ?", bounds)
