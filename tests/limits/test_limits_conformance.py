@@ -241,8 +241,6 @@ def test_a_long_story_has_the_same_answers_everywhere(make_store: MakeStore, clo
     admitted = 0
     for number in range(250):
         clock.now_ms += chance.choice([0, 1, 7, 300, 999, 1000, 1001, 4_000, 20_000])
-        if chance.random() < 0.03:
-            clock.now_ms -= 2_000
         whose = chance.choice(["a", "b"])
         if opened and chance.random() < 0.4:
             request_id = opened.pop(chance.randrange(len(opened)))
