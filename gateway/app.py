@@ -35,6 +35,7 @@ from gateway.api.inference import Doors
 from gateway.api.keys import keys_router
 from gateway.api.observe import Observer
 from gateway.api.own_key import own_key_router
+from gateway.api.own_limits import own_limits_router
 from gateway.assembly import (
     SIMULATED,
     CountOnDemand,
@@ -218,7 +219,11 @@ def create_app(
         models=lambda: models_of(providers, book.catalogue),
         ready=lambda: _readiness(writer, gate),
         protocols=PROTOCOLS,
-        routers=[own_key_router(access), keys_router(access, plane.keys)],
+        routers=[
+            own_key_router(access),
+            own_limits_router(access, limiting.guard),
+            keys_router(access, plane.keys),
+        ],
         lifespan=_lifespan(
             settings.journal.directory,
             writer,

@@ -43,7 +43,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return [(unit, limit) for unit, limit in units if limit is not None]
 
     def named(self) -> tuple[str | None, ...]:
-        """Return what it names, in the order of `_subjects`."""
+        """Return what it names, in the order of `Subjects`."""
         return self.key, self.user, self.team, self.project, self.model
 
 
@@ -83,20 +83,27 @@ class RuleBook:
             model: as the caller names it.
             target: the model's name at the provider that is to be asked first.
         """
-        about = (identity.key_id, identity.user_id, identity.team or "", identity.project or "")
+        about = _about(identity)
         known = (*about, model, provider, target)
         found = self._known.get(known)
         if found is None:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
-            subjects = (*[(name,) if name else () for name in about], (f"{provider}/{target}", target, model))
+            subjects = (*_subjects(about), (f"{provider}/{target}", target, model))
             found = self._known[known] = tuple(_matches(self._rules, subjects))
         return found
 
     def matches_of(self, identity: Identity) -> tuple[Match, ...]:
         """Return the counters that all requests of somebody are charged to, whatever the model."""
-        about = (identity.key_id, identity.user_id, identity.team or "", identity.project or "")
-        return tuple(_matches(self._rules, (*[(name,) if name else () for name in about], ())))
+        return tuple(_matches(self._rules, (*_subjects(_about(identity)), ())))
+
+
+def _about(identity: Identity) -> tuple[str, ...]:
+    return identity.key_id, identity.user_id, identity.team or "", identity.project or ""
+
+
+def _subjects(about: tuple[str, ...]) -> Subjects:
+    return tuple([(name,) if name else () for name in about])
 
 
 def _matches(rules: Sequence[Rule], subjects: Subjects) -> list[Match]:

@@ -13,7 +13,7 @@ from gateway.admission.guards import NOTHING_HELD, Aim, Hold
 from gateway.admission.limit_headers import Header, limit_headers
 from gateway.admission.limit_rules import Match, RuleBook, charges_of, tokens_asked
 from gateway.core.errors import CallerError, GatewayFault
-from gateway.core.exchange import Call, Exchange
+from gateway.core.exchange import Call, Exchange, Identity
 from gateway.limits.desk import Desk
 from gateway.limits.store import COUNT_MAX, Answer, Ask, Away, Charge, Settle, Standing
 from gateway.limits.window import NEVER
@@ -94,6 +94,17 @@ class LimitGuard:
         if not answer.admitted:
             raise self._refusal(matches, charges, answer, headers)
         return _Hold(self._desk, call.record_id, charges, headers)
+
+    async def standing(self, identity: Identity) -> list[tuple[Match, Standing]]:
+        """Return how the counters stand that hold for somebody whatever the model.
+
+        Raises:
+            Away: they cannot be asked.
+        """
+        matches = self._book.matches_of(identity)
+        if not matches:
+            return []
+        return list(zip(matches, await self._desk.look(charges_of(matches, 0)), strict=True))
 
     def _refusal(
         self, matches: Sequence[Match], charges: Sequence[Charge], answer: Answer, headers: list[Header]

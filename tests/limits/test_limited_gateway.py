@@ -187,6 +187,23 @@ def test_the_reservation_is_corrected_with_the_bill(tmp_path: Path) -> None:
         assert int(then.headers["x-ratelimit-remaining-tokens"]) > 99_000
 
 
+def test_who_asks_is_told_what_limits_it_and_what_is_left(tmp_path: Path) -> None:
+    rules = [
+        {"id": "each", "user": "*", "requests_per_minute": 10, "concurrent": 3},
+        {"id": "model", "model": "*", "requests_per_minute": 10},
+    ]
+    with limited(tmp_path, rules) as gateway:
+        ask(gateway.url)
+        url, mine = f"{gateway.url}/v1/key/limits", {"authorization": f"Bearer {KEYS['alice']}"}
+        told = httpx.get(url, headers=mine, timeout=WAIT_S).json()["data"]
+        assert [(one["id"], one["kind"], one["used"], one["remaining"]) for one in told] == [
+            ("each", "requests", 1, 9),
+            ("each", "concurrent", 0, 3),
+        ]
+        assert 0 < told[0]["reset_s"] <= 60
+        assert httpx.get(url, timeout=WAIT_S).status_code == 401
+
+
 def test_what_is_refused_is_counted_by_rule_and_calls_no_provider(tmp_path: Path) -> None:
     with limited(tmp_path, [{"id": "two", "key": "*", "requests_per_minute": 2}]) as gateway:
         statuses = [ask(gateway.url).status_code for _ in range(5)]
