@@ -83,7 +83,6 @@ end
 local function wait(entries, used, at, limit, units)
   local too_many = used + units - limit
   if too_many <= 0 then return 0 end
-  if units > limit then return {NEVER} end
   for i = 1, #entries, 2 do
     too_many = too_many - entries[i + 1]
     if too_many <= 0 then return entries[i] + WINDOW - at end

@@ -67,13 +67,11 @@ class Window:
         too_many = self.used + units - limit
         if too_many <= 0:
             return 0
-        if units > limit:
-            return NEVER
         for at_ms, freed in self._entries:
             too_many -= freed
             if too_many <= 0:
                 return at_ms + WINDOW_MS - now_ms
-        return NEVER  # not reached: what is used is the sum of the entries, and `units` alone have room
+        return NEVER
 
     def add(self, now_ms: int, units: int) -> None:
         """Use units, whether or not there is room.

@@ -236,6 +236,7 @@ def test_a_file_that_was_removed_is_made_anew_and_all_count_in_it(tmp_path: Path
         name.unlink()
     assert one.run([], [], [Ask(request_id="b", charges=PLACES)])[0].admitted
     assert two.run([], [], [Ask(request_id="c", charges=PLACES)])[0].standings[0].used == 2
+    assert path.exists()
     one.close()
     two.close()
 
@@ -308,6 +309,18 @@ async def test_places_are_renewed_as_long_as_their_requests_are_open() -> None:
         await until(lambda: len(store.beats) > since + 3)
         assert all("a" not in beat for beat in store.beats[since + 1 :])
         assert ("b",) in store.beats[since:]
+
+
+async def test_what_could_not_be_settled_is_settled_later() -> None:
+    store = Stuck()
+    async with desk_at(store) as desk:
+        store.fault = Away("gone")
+        desk.settle(over("a"))
+        await until(lambda: not desk.up)
+        desk.settle(over("b"))
+        store.fault = None
+        await until(lambda: len(store.settled) == 2)
+        assert store.settled == ["a", "b"]
 
 
 async def test_what_is_settled_while_the_store_is_away_is_kept_in_order_and_bounded() -> None:

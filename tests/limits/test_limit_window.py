@@ -112,6 +112,15 @@ def test_a_bucket_of_the_same_limit_would_let_twice_as_much_through() -> None:
     assert bucket > limit * 1.9
 
 
+def test_no_more_is_given_back_than_there_is() -> None:
+    window = Window()
+    window.add(window.sweep(5_000), 3)
+    window.add(window.sweep(7_000), 3)
+    window.give_back(5_000, 100)
+    assert window.used == 3
+    assert window.flat() == [7_000, 3]
+
+
 def test_the_units_of_one_second_fall_out_together_with_its_last() -> None:
     window = Window()
     for at_ms in (5_000, 5_400, 5_999):

@@ -209,7 +209,9 @@ def test_a_clock_that_goes_back_a_little_forgets_nothing_and_stands_still(asker:
     clock.now_ms -= 30_000
     assert asker.ask("b", requests(2))
     assert not asker.ask("c", requests(2))
-    clock.now_ms += 30_000 + MINUTE_MS
+    clock.now_ms += 30_000
+    assert asker.store.look([requests(2)])[0].full_again_ms == MINUTE_MS
+    clock.now_ms += MINUTE_MS
     assert asker.ask("d", requests(2))
 
 
