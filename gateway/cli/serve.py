@@ -248,7 +248,7 @@ def _bounds(settings: Settings) -> FrontBounds:
 
 
 def _demo_key(settings: Settings) -> Demo | None:
-    """Return the demo key if no key is configured at all, the admin key included; kept beside the journal, for its owner only.
+    """Return the demo key if no key is configured at all, not even the admin's; kept beside the journal.
 
     Raises:
         CannotStartError: its file is there, and holds none.

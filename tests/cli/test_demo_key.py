@@ -11,8 +11,7 @@ from pydantic import SecretStr
 
 from gateway.cli.serve import _demo_key
 from gateway.core.errors import CannotStartError
-from gateway.key_settings import AdminSettings
-from gateway.settings import JournalSettings, Settings
+from gateway.settings import AdminSettings, JournalSettings, Settings
 
 
 def settings_in(folder: Path) -> Settings:
