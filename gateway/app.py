@@ -252,6 +252,7 @@ def create_app(
         gate=gate,
         refused=observer.refusal,
         served=observer.served,
+        captures=behind.captures,
     )
 
 

@@ -12,11 +12,14 @@ from typing import Any, Final
 
 import httpx
 
+from gateway.capture.capture import Captures
+from gateway.capture.redaction import Redactor
+from gateway.capture.store import CaptureStore
 from gateway.core.errors import CannotStartError
 from gateway.daybook.daylog import DayLog
 from gateway.daybook.keeper import Keeper
 from gateway.daybook.keeping import naming_of
-from gateway.daybook.settings import LogFileSettings
+from gateway.daybook.settings import DebugSettings, LogFileSettings
 from gateway.ledger.follower import Follower
 from gateway.ledger.opening import first_look, passed_in, store_at
 from gateway.ledger.store import LedgerNewer, Store
@@ -49,6 +52,7 @@ class Behind:
     Attributes:
         usage: takes a line per bill; None without a path.
         errors: takes a line per refusal, error of a provider and fault; None without a path.
+        captures: chooses requests whose content is kept; None where nobody's is.
 
     Raises:
         SettingsError: the Collector's address or the ledger's cannot be used.
@@ -62,7 +66,9 @@ class Behind:
         self.usage = _day_log(settings.logging.usage, "usage")
         self.errors = _day_log(settings.logging.errors, "errors")
         self._logs = [log for log in (self.usage, self.errors) if log is not None]
-        self._keeper = Keeper(self._logs)
+        self._store = _capture_store(settings.logging.debug)
+        self.captures = _captures(settings.logging.debug, self._store)
+        self._keeper = Keeper(self._logs if self._store is None else [*self._logs, self._store])
 
     def start(self) -> None:
         """Begin, with the journal open."""
@@ -88,6 +94,10 @@ class Behind:
         if self._logs:
             dropped = sum([log.dropped for log in self._logs])
             yield counter("llm_gateway_log_file_lines_dropped", "Lines that no log file has.", dropped)
+        if self._store is not None:
+            store = self._store
+            yield counter("llm_gateway_debug_captures", "Requests whose content was kept.", store.written)
+            yield counter("llm_gateway_debug_captures_dropped", "Captures without room.", store.dropped)
         if self._remover is not None:
             removed = self._remover.removed
             yield counter("llm_gateway_journal_removed", "Segments that retention removed.", removed)
@@ -133,6 +143,33 @@ def _day_log(settings: LogFileSettings, stem: str) -> DayLog | None:
         return None
     naming = naming_of(settings.path, stem)
     return DayLog(naming, days=settings.retention_days, bytes_max=settings.bytes_max)
+
+
+def _capture_store(settings: DebugSettings) -> CaptureStore | None:
+    """Return the store of captures, also where no key is chosen any more: what is there still grows old."""
+    if settings.path is None:
+        return None
+    try:
+        return CaptureStore(
+            settings.path,
+            Redactor(settings.redact_fields),
+            days=settings.retention_days,
+            per_day=settings.captures_per_day,
+            bytes_max=settings.bytes_max,
+            body_bytes_max=settings.capture_bytes_max,
+        )
+    except OSError as fault:
+        raise SettingsError(
+            f"logging.debug.path: {settings.path} cannot be read: {fault.strerror}"
+        ) from fault
+
+
+def _captures(settings: DebugSettings, store: CaptureStore | None) -> Captures | None:
+    if store is None or not (settings.keys or settings.header_keys):
+        return None
+    return Captures(
+        store, keys=settings.keys, header_keys=settings.header_keys, bytes_max=settings.capture_bytes_max
+    )
 
 
 def _ledger(settings: Settings) -> Store:

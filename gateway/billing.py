@@ -97,8 +97,10 @@ def interrupted(prices: Prices, call: Call, progress: Progress | None) -> Exchan
     """Return the exchange of a request whose process died: billed up to its last progress record.
 
     It is a function of the journal alone, so that a recovery which is interrupted itself writes the same.
-    Without progress nothing is known: whether a provider was called, and what it made.
+    Without progress nothing is known: whether a provider was called, and what it made. A debug capture died
+    with the process.
     """
+    call = msgspec.structs.replace(call, capture=None)
     if progress is None:
         return bill(
             prices,

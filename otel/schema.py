@@ -239,6 +239,7 @@ ATTRIBUTES: Final[tuple[Attribute, ...]] = (
     _a("billing.route.targets", "int", _CHOICE, "targets that could have served", "{target}"),
     _a("billing.route.cooling", "int", _CHOICE, "of these, left alone because they had failed", "{target}"),
     _a("billing.client.request_id", "string", "if the caller sent one", "the caller's own `x-request-id`"),
+    _a("billing.debug.capture", "string", "if captured", "file of its capture, below `logging.debug.path`"),
     _a("billing.provider.request_id", "string", _REPORTED, "the provider's own request id"),
     _a(
         "billing.protocol",

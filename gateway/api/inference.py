@@ -19,6 +19,7 @@ from gateway.admission.gate import Gate, stopping
 from gateway.admission.guards import NOTHING_HELD, Guard
 from gateway.admission.permission import Holder
 from gateway.api.correlation import Correlation, Ids, begin
+from gateway.capture.capture import Capture, Captures
 from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
 from gateway.core.exchange import Call, Identity, Routed
 from gateway.metering.settle import FAILED, INTERRUPTED, Ending
@@ -64,6 +65,7 @@ class Doors:
         screen: (who pays, targets) -> those that it may be sent to; raises CallerError 402.
         choose: (route, targets, call) -> targets in the order in which they are tried, and why.
         guard: what an admitted request must still pass: limits, budgets.
+        captures: chooses requests whose content is kept; None where nobody may.
         refused: told of each refusal.
         served: told of each exchange's correlation and scope for the SERVER span, after its end.
 
@@ -88,6 +90,7 @@ class Doors:
         gate: Gate,
         refused: Callable[[Refusal], None],
         served: Callable[[Mapping[str, Any], Correlation, int, int, int], None],
+        captures: Captures | None = None,
     ) -> None:
         self._behind = behind
         self._protocols = dict(protocols)
@@ -102,6 +105,7 @@ class Doors:
         self._screen = screen
         self._guard = guard
         self._body_bytes_max = body_bytes_max
+        self._captures = captures
         self._refused = refused
         self._served = served
         self._names = {path: f"POST {path}" for path in protocols}
@@ -156,8 +160,11 @@ class Doors:
         caller = Caller(receive, send, scope.get("extensions", {}).get("spanbill"))
         admitted: Admitted | None = None
         serving: Serving | None = None
+        capture: Capture | None = None
         try:
             admitted = await self._admit(protocol, scope, receive, correlation, started_ns, started_unix_ns)
+            if self._captures is not None and (capture := self._captures.begin(admitted, caller)) is not None:
+                stages, admitted = capture.over(stages, admitted)
             self.gate.enter()
             serving = Serving(stages, admitted, caller)
             await serving.serve()
@@ -186,6 +193,8 @@ class Doors:
                 self.gate.leave()
             if admitted is not None and (serving is None or not serving.settled):
                 admitted.hold.release()
+            if capture is not None:
+                capture.end()
             if correlation.sampled and self._traces.enabled:
                 self._served(scope, correlation, caller.status, started_unix_ns, stages.now_ns())
 

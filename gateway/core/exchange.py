@@ -73,7 +73,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     Ids are lower-case hex (`trace_id` 32, span ids 16); `record_id` is the UUIDv7 correlation id.
     `span_id` is the billing span's, fixed at admission so that a bill written after a crash has it too.
-    `sides` are the wholes without which the usage of its reply is incomplete.
+    `sides` are the wholes without which the usage of its reply is incomplete. `capture` is the file of its
+    debug capture, None where there is none.
     """
 
     record_id: str
@@ -98,6 +99,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     input_summary: dict[str, int] = {}
     sampled: bool = True
+    capture: str | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,6 +54,7 @@ class DayLog:
         self._lines: deque[bytes] = deque()
         self._lead = Lock(naming.folder / f".{naming.stem}.lock")
         self._others = 0
+        self._short = 0
         self._told = 0
         self._torn = False
         self._fault: str | None = None
@@ -96,6 +97,7 @@ class DayLog:
             for file in found.pack:
                 pack(self._naming.folder / file.name)
             self._others = plan(self._found(), self._policy()).others
+            self._short = 0
         except OSError as fault:
             self._tell(fault)
 
@@ -125,6 +127,7 @@ class DayLog:
         """
         data = b"\n" + piece if self._torn else piece
         if os.fstat(fd).st_size + self._others + len(data) > self._bytes_max:
+            self._short = len(data)
             raise OSError(errno.EDQUOT, "its files hold as much as they may")
         written = 0
         try:
@@ -143,12 +146,13 @@ class DayLog:
         return found
 
     def _policy(self) -> Policy:
+        """Return what is kept; room is made before there is none, and for what did not fit."""
         now_ns = self._now_ns()
         return Policy(
             today=day_of(now_ns),
             keep_from=day_of(now_ns - self._days * DAY_NS),
             pack_before=day_of(now_ns - PACK_AFTER_NS),
-            bytes_max=self._bytes_max,
+            bytes_max=max(0, self._bytes_max - max(self._bytes_max // 10, self._short)),
         )
 
     def _tell(self, fault: OSError) -> None:

@@ -62,7 +62,10 @@ class DebugSettings(BaseModel):
         "cut is marked.",
     )
     captures_per_day: int = Field(
-        1000, ge=1, description="Captures of one day by each worker; further ones are counted and dropped."
+        1000,
+        ge=1,
+        description="Captures of one day; further ones are counted and dropped. Workers see those of others "
+        "once a minute.",
     )
     bytes_max: int = Field(
         1024 * MEBIBYTE,

@@ -116,6 +116,16 @@ class Caller:
                 step.close()
         return self.gone
 
+    def watch(self, seen: Callable[[dict[str, Any]], None]) -> None:
+        """Have `seen` told of each message before it is sent; it must neither raise nor change anything."""
+        send = self._send
+
+        async def watched(message: dict[str, Any]) -> None:
+            seen(message)
+            await send(message)
+
+        self._send = watched
+
     @property
     def why(self) -> str:
         """Why nothing reaches the caller any more: it went, or it stopped reading and was cut off."""

@@ -79,6 +79,7 @@ def attack(gateway: Gateway, chaos: Chaos, wire: Wire) -> list[httpx.Response]:
         "no-json": [sized(c["the reply"].encode())],
     }
     headers = {
+        "x-spanbill-debug": "1",
         "x-odd": c["a header's value"],
         "baggage": "a=" + c["a header's value"],
         "cookie": f"s={c['a cookie']}",
@@ -147,6 +148,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> dict[str,
         folder,
         SPANBILL_PROVIDERS=json.dumps(providers),
         SPANBILL_LOGGING__LEVEL="debug",
+        SPANBILL_LOGGING__USAGE__PATH="logs",
+        SPANBILL_LOGGING__ERRORS__PATH="logs",
+        SPANBILL_LOGGING__DEBUG__PATH="debug",
+        SPANBILL_LOGGING__DEBUG__HEADER_KEYS='["somebody-else"]',
         OTEL_EXPORTER_OTLP_ENDPOINT=sink.url,
     ) as gateway:
         responses = [response for wire in WIRES for response in attack(gateway, chaos, wire)]
@@ -160,6 +165,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, chaos: Chaos) -> dict[str,
         p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "gateway.log"
     )
     assert len(bills_in_journal(gateway.journal)) == len(WIRES) * 14
+    assert {p.name.partition("-")[0] for p in (folder / "logs").glob("*.jsonl")} == {"usage", "errors"}
     assert len(ours) > 10
     assert b"llm_gateway_requests" in metrics
     assert any(b"POST /v1/messages" in data for data in sink.kept), "no SERVER span was exported"

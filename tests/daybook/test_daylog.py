@@ -151,6 +151,20 @@ def test_when_todays_file_takes_all_there_may_be_lines_are_dropped_and_tomorrow_
     assert numbers_in(tmp_path / f"errors-{day_of(clock.ns)}.jsonl") == [2]
 
 
+def test_the_oldest_file_goes_when_the_bound_leaves_no_room(tmp_path: Path, clock: Clock) -> None:
+    log = log_in(tmp_path, clock, bytes_max=4096, days=30)
+    for day in range(3):
+        clock.ns = NOON_NS + day * DAY_NS
+        write(log, *range(1000, 1060))  # 16 bytes each
+    log.tend()
+    assert sorted(path.suffix for path in tmp_path.glob("errors-*")) == [".gz", ".gz", ".jsonl"]
+    for path in tmp_path.glob("*.gz"):  # as large as if it could not be packed
+        path.write_bytes(os.urandom(1500))
+    log.tend()
+    assert [day_of(NOON_NS) in name for name in names(tmp_path)] == [False, False]
+    assert not log.dropped
+
+
 def test_a_disk_that_refuses_costs_lines_and_nothing_else(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "logs").write_text("no folder")
     log = log_in(tmp_path / "logs", clock)
