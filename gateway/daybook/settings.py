@@ -1,9 +1,9 @@
-"""Settings of the logs that are files: where each stands, for how long, and how large it may get."""
+"""Settings of the logs: what goes to standard output, and where files stand, how long and how large."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -78,3 +78,17 @@ class DebugSettings(BaseModel):
         description="Names of JSON fields whose values are taken out of bodies, besides those of secrets, "
         "which always are.",
     )
+
+
+class LoggingSettings(BaseModel):
+    """What is written to standard output, and to files by days."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level to log."
+    )
+    requests: bool = Field(True, description="One JSON line per request on standard output.")
+    usage: LogFileSettings = LogFileSettings()  # type: ignore[call-arg]
+    errors: LogFileSettings = LogFileSettings()  # type: ignore[call-arg]
+    debug: DebugSettings = DebugSettings()  # type: ignore[call-arg]

@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
-from gateway.daybook.settings import DebugSettings, LogFileSettings
+from gateway.daybook.settings import LoggingSettings
 from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
 from gateway.settings.limits import LimitsSettings
 from gateway.settings.routing import RoutingSettings
@@ -229,18 +229,6 @@ class EstimatesSettings(Section):
         description="Counts the output where its text is at hand; loaded when first needed: 75 MiB a worker. "
         "`none`: four bytes are a token.",
     )
-
-
-class LoggingSettings(Section):
-    """What is written to standard output, and to files by days."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level to log."
-    )
-    requests: bool = Field(True, description="One JSON line per request on standard output.")
-    usage: LogFileSettings = LogFileSettings()  # type: ignore[call-arg]
-    errors: LogFileSettings = LogFileSettings()  # type: ignore[call-arg]
-    debug: DebugSettings = DebugSettings()  # type: ignore[call-arg]
 
 
 class Settings(BaseSettings):
