@@ -158,7 +158,7 @@ def create_app(
     prices = prices_of(book)
     routes = routes_of(settings, router, providers)
     chooser, cost = chooser_of(settings, random.random), cost_of(book)
-    behind = Behind(settings, files, environ)
+    behind = Behind(settings, files, environ, operator=access.operator_in)
     metrics = Metrics(
         lambda: [*_own_health(writer, lines), *behind.health(), *plane.health(), *limiting.health()]
     )

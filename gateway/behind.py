@@ -7,13 +7,13 @@ that they have; they stop after it, with the journal's last bills.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import httpx
 
 from gateway.capture.capture import Captures
-from gateway.capture.redaction import Redactor
+from gateway.capture.redaction import Header, Redactor
 from gateway.capture.store import CaptureStore
 from gateway.core.errors import CannotStartError
 from gateway.daybook.daylog import DayLog
@@ -49,6 +49,9 @@ STOP_SHIPPING_S: Final = 10.0
 class Behind:
     """Shipper, ledger and retention of one journal folder, and the files of the logs.
 
+    Args:
+        operator: whether the headers of a request show the operator's key.
+
     Attributes:
         usage: takes a line per bill; None without a path.
         errors: takes a line per refusal, error of a provider and fault; None without a path.
@@ -59,7 +62,14 @@ class Behind:
         CannotStartError: a newer version made the ledger.
     """
 
-    def __init__(self, settings: Settings, files: Files, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        files: Files,
+        environ: Mapping[str, str],
+        *,
+        operator: Callable[[Sequence[Header]], bool] = lambda _: False,
+    ) -> None:
         self._shipper = _shipper(settings, files, environ)
         self._follower = _follower(settings, files)
         self._remover = _remover(settings, files, shipped=self._shipper is not None)
@@ -67,7 +77,7 @@ class Behind:
         self.errors = _day_log(settings.logging.errors, "errors")
         self._logs = [log for log in (self.usage, self.errors) if log is not None]
         self._store = _capture_store(settings.logging.debug)
-        self.captures = _captures(settings.logging.debug, self._store)
+        self.captures = _captures(settings, self._store, operator)
         self._keeper = Keeper(self._logs if self._store is None else [*self._logs, self._store])
 
     def start(self) -> None:
@@ -164,11 +174,18 @@ def _capture_store(settings: DebugSettings) -> CaptureStore | None:
         ) from fault
 
 
-def _captures(settings: DebugSettings, store: CaptureStore | None) -> Captures | None:
-    if store is None or not (settings.keys or settings.header_keys):
+def _captures(
+    settings: Settings, store: CaptureStore | None, operator: Callable[[Sequence[Header]], bool]
+) -> Captures | None:
+    debug = settings.logging.debug
+    if store is None or not (debug.keys or debug.header_keys or settings.admin.key is not None):
         return None
     return Captures(
-        store, keys=settings.keys, header_keys=settings.header_keys, bytes_max=settings.capture_bytes_max
+        store,
+        keys=debug.keys,
+        header_keys=debug.header_keys,
+        operator=operator,
+        bytes_max=debug.capture_bytes_max,
     )
 
 

@@ -44,6 +44,10 @@ class Access:
         headers = request.scope["headers"]
         return None if self._admin.shown_in(headers) else self._holder(headers)
 
+    def operator_in(self, headers: Sequence[Header]) -> bool:
+        """Say whether a request shows the operator's key, perhaps beside one that pays."""
+        return self._admin.shown_in(headers)
+
     def admin_only(self, request: Request) -> None:
         """Let nobody pass but the operator.
 

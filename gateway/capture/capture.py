@@ -29,15 +29,23 @@ class Captures:
     Args:
         keys: ids of keys whose requests are all captured.
         header_keys: ids of keys that may ask for it by a header.
+        operator: whether a request shows the operator's key, which may ask for any.
         bytes_max: how much of each body is noted.
     """
 
     def __init__(
-        self, store: CaptureStore, *, keys: Iterable[str], header_keys: Iterable[str], bytes_max: int
+        self,
+        store: CaptureStore,
+        *,
+        keys: Iterable[str],
+        header_keys: Iterable[str],
+        operator: Callable[[Sequence[Header]], bool],
+        bytes_max: int,
     ) -> None:
         self._store = store
         self._keys = frozenset(keys)
         self._header_keys = frozenset(header_keys)
+        self._operator = operator
         self._bytes_max = bytes_max
 
     def begin(self, admitted: Admitted, caller: Caller) -> Capture | None:
@@ -45,8 +53,7 @@ class Captures:
 
         Where the bounds are reached it is not captured either, which the store counts.
         """
-        key_id = admitted.call.identity.key_id
-        if key_id not in self._keys and not (key_id in self._header_keys and _asked(admitted.headers)):
+        if not self._chosen(admitted.call.identity.key_id, admitted.headers):
             return None
         name = self._store.reserve(admitted.call.started_unix_ns, admitted.call.record_id)
         if name is None:
@@ -54,6 +61,11 @@ class Captures:
         capture = Capture(name, admitted, self._bytes_max, self._store.add)
         caller.watch(capture.sent)
         return capture
+
+    def _chosen(self, key_id: str, headers: Sequence[Header]) -> bool:
+        if key_id in self._keys:
+            return True
+        return _asked(headers) and (key_id in self._header_keys or self._operator(headers))
 
 
 class Capture:

@@ -53,7 +53,7 @@ class DebugSettings(BaseModel):
     header_keys: tuple[str, ...] = Field(
         (),
         description="Ids of the keys that may ask for it with the header `x-spanbill-debug: 1`; of others it "
-        "is ignored.",
+        "is ignored, unless the request shows the admin key beside its own.",
     )
     capture_bytes_max: int = Field(
         256 * 1024,

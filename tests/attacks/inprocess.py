@@ -18,6 +18,7 @@ from gateway.app import create_app
 from gateway.core.usage import COUNT_MAX
 from gateway.logs import LineWriter
 from gateway.settings import (
+    AdminSettings,
     JournalSettings,
     LoggingSettings,
     PricesSettings,
@@ -69,12 +70,17 @@ class Answer:
 
 
 def settings_for(
-    folder: Path, chaos: Chaos, logging: LoggingSettings | None = None, **upstream: Any
+    folder: Path,
+    chaos: Chaos,
+    logging: LoggingSettings | None = None,
+    admin: AdminSettings | None = None,
+    **upstream: Any,
 ) -> Settings:
     return Settings(
         api_keys=SecretStr(f"mallory={KEY}"),
         journal=JournalSettings(directory=folder, durability="process"),
         logging=logging or LoggingSettings(requests=True),
+        admin=admin or AdminSettings(),
         upstream=UpstreamSettings(transport="fast", **upstream),
         routing=RoutingSettings(retries=RetriesSettings(attempts_max=1)),  # each fault is met once
         prices=PricesSettings(overrides={f"chaos/{MODEL}": RATES}),
@@ -204,10 +210,11 @@ async def attacked(
     chaos: Chaos,
     lines: LineWriter | None = None,
     logging: LoggingSettings | None = None,
+    admin: AdminSettings | None = None,
     **upstream: Any,
 ) -> AsyncIterator[Attacked]:
     """Run a gateway whose only provider is `chaos`."""
-    app = create_app(settings_for(folder, chaos, logging, **upstream), environ={}, lines=lines)
+    app = create_app(settings_for(folder, chaos, logging, admin, **upstream), environ={}, lines=lines)
     started, stopping, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def receive() -> dict[str, Any]:

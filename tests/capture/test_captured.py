@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from gateway.billing import Prices, interrupted
 from gateway.capture.capture import Captures
 from gateway.core.exchange import Call, Identity
 from gateway.daybook.settings import DebugSettings, LoggingSettings
 from gateway.recording.span import billing_span
+from gateway.settings import AdminSettings
 from tests.attacks.chaos import Chaos, Reset
 from tests.attacks.inprocess import KEY, PROVIDER_KEY, Answer, Attacked, attacked
 from tests.attacks.wires import STREAM_HEAD, WIRES, chunk, sized, streamed
@@ -129,6 +131,19 @@ async def test_what_fails_is_captured_with_what_the_caller_was_told(
     assert found["reply"]["body"]["text"].encode() == answer.body
     assert answer.body
     assert found["attempts"][0]["error"] == error
+
+
+async def test_whoever_shows_the_operators_key_may_ask_for_any_request(tmp_path: Path, chaos: Chaos) -> None:
+    admin = "5f2c9f0e1b7a4c3d8e6f"
+    shown = [(b"x-api-key", admin.encode()), *ASKING]
+    debug = LoggingSettings(requests=False, debug=DebugSettings(path=tmp_path / "debug"))
+    given = AdminSettings(key=SecretStr(admin))
+    async with attacked(tmp_path / "journal", chaos, logging=debug, admin=given) as gateway:
+        asked = await gateway.ask(CHAT, ask_body("chaos-fine"), headers=shown)
+        other = await gateway.ask(CHAT, ask_body("chaos-fine"), headers=ASKING)
+        silent = await gateway.ask(CHAT, ask_body("chaos-fine"), headers=shown[:1])
+    assert admin not in json.dumps(capture_of(tmp_path, gateway, asked))
+    assert [NAME in gateway.bill(answer) for answer in (other, silent)] == [False, False]
 
 
 async def test_a_header_asks_for_it_only_where_its_key_may(tmp_path: Path, chaos: Chaos) -> None:
