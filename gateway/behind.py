@@ -7,6 +7,8 @@ that they have; they stop after it, with the journal's last bills.
 from __future__ import annotations
 
 import random
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,10 +27,11 @@ from gateway.ledger.opening import first_look, passed_in, store_at
 from gateway.ledger.store import LedgerNewer, Store
 from gateway.recorder import starting
 from gateway.settings import Settings, SettingsError
+from otel.journal.archive import Archive
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.reader import Reader
-from otel.journal.removal import Remover, Retention
+from otel.journal.removal import TURN_S, Remover, Retention
 from otel.journal.turn import Lock
 from otel.metrics import Reading, counter, gauge
 from otel.otlp import EndpointError, endpoint_from_env
@@ -109,7 +112,9 @@ class Behind:
             yield counter("llm_gateway_debug_captures", "Requests whose content was kept.", store.written)
             yield counter("llm_gateway_debug_captures_dropped", "Captures without room.", store.dropped)
         if self._remover is not None:
-            removed = self._remover.removed
+            removed, archive = self._remover.removed, self._remover.archive
+            if archive is not None:
+                yield counter("llm_gateway_journal_archived", "Segments with a new copy.", archive.kept)
             yield counter("llm_gateway_journal_removed", "Segments that retention removed.", removed)
         if self._shipper is not None:
             yield from _export_health(self._shipper)
@@ -210,6 +215,8 @@ def _follower(settings: Settings, files: Files) -> Follower:
 def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | None:
     retention = Retention(days=settings.journal.retention_days, bytes_max=settings.journal.retention_bytes)
     if retention == Retention():
+        if settings.journal.archive is not None:
+            raise SettingsError("journal.archive: set journal.retention_days or retention_bytes, too")
         return None
     consumers = frozenset({SHIPPER} if shipped else ())
     directory = settings.journal.directory
@@ -220,7 +227,24 @@ def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | No
         consumers=consumers,
         asked={LEDGER: lambda: passed_in(ledger, directory, files)},
         lead=Lock(directory / "removing"),
+        archive=_archive(settings, files),
         files=files,
+    )
+
+
+def _archive(settings: Settings, files: Files) -> Archive | None:
+    journal = settings.journal
+    if journal.archive is None:
+        return None
+    if journal.archive.resolve() == journal.directory.resolve():
+        raise SettingsError("journal.archive: the archive needs a folder of its own")
+    if (journal.retention_days or 0) > (journal.archive_retention_days or sys.maxsize):
+        raise SettingsError("journal.archive_retention_days: copies would go before their segments do")
+    return Archive(
+        journal.archive,
+        days=journal.archive_retention_days,
+        files=files,
+        pause=lambda: time.sleep(TURN_S),
     )
 
 

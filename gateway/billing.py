@@ -100,7 +100,7 @@ def interrupted(prices: Prices, call: Call, progress: Progress | None) -> Exchan
     Without progress nothing is known: whether a provider was called, and what it made. A debug capture died
     with the process.
     """
-    call = msgspec.structs.replace(call, capture=None)
+    call = msgspec.structs.replace(call, capture=msgspec.UNSET)
     if progress is None:
         return bill(
             prices,

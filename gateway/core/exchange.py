@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from gateway.core.charge import BillStatus, Charge
 from gateway.core.dimensions import BOTH_SIDES, Side
@@ -74,7 +75,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     Ids are lower-case hex (`trace_id` 32, span ids 16); `record_id` is the UUIDv7 correlation id.
     `span_id` is the billing span's, fixed at admission so that a bill written after a crash has it too.
     `sides` are the wholes without which the usage of its reply is incomplete. `capture` is the file of its
-    debug capture, None where there is none.
+    debug capture; where there is none it is not in the intent either.
     """
 
     record_id: str
@@ -99,7 +100,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str | None = None
     input_summary: dict[str, int] = {}
     sampled: bool = True
-    capture: str | None = None
+    capture: str | UnsetType = UNSET
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,7 +94,7 @@ def _caller(a: dict[str, Value], call: Call) -> None:
         a["client.address"] = call.client_address
     if call.client_request_id is not None:
         a["billing.client.request_id"] = call.client_request_id
-    if call.capture is not None:
+    if call.capture is not msgspec.UNSET:
         a["billing.debug.capture"] = call.capture
     if call.alias is not None:
         a["billing.alias"] = call.alias

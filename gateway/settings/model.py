@@ -98,6 +98,13 @@ class JournalSettings(Section):
         ge=4096,
         description="While segments take more than this, in bytes, the oldest delivered ones are removed.",
     )
+    archive: Path | None = Field(
+        None,
+        description="Folder where compressed copies of removed segments are kept; without it there are none.",
+    )
+    archive_retention_days: int | None = Field(
+        None, ge=1, description="Copies of segments older than so many days go; without it they are kept."
+    )
 
 
 class LedgerSettings(Section):

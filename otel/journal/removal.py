@@ -1,6 +1,7 @@
 """Removal: takes away what `retention` lets go, and writes down first what it held.
 
     plan ──▶ read the segment ──▶ a line in removed.jsonl, durable ──▶ the segment's name goes
+                          └──▶ a copy in the archive, proved (if there is one)
 
 `verify` proves with that file that nothing else is missing. A crash in between leaves a line for a segment
 that is still here; the next run finds both and removes it. It runs in a thread of its own, seldom, and gives
@@ -20,6 +21,7 @@ from typing import Final
 import msgspec
 
 from otel.journal import cursor
+from otel.journal.archive import Archive, NotTheSame
 from otel.journal.audit.reconcile import MANIFEST, Removed
 from otel.journal.audit.sequence import name_parts
 from otel.journal.files import Files, reason_of
@@ -71,6 +73,7 @@ class Remover:
         asked: consumers that keep their cursors elsewhere, by name: each returns what it has passed, durably,
             or None where it cannot say.
         lead: of several workers the one that has it removes; None where there is no other.
+        archive: where a segment is copied to before it goes; None where it just goes.
         now_ns: wall clock in Unix nanoseconds.
         pause: gives way to other threads.
     """
@@ -83,6 +86,7 @@ class Remover:
         consumers: frozenset[str],
         asked: Mapping[str, Callable[[], Mapping[str, int] | None]] | None = None,
         lead: Lock | None = None,
+        archive: Archive | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         files: Files | None = None,
         pause: Callable[[], None] = lambda: time.sleep(TURN_S),
@@ -93,6 +97,7 @@ class Remover:
         self._consumers = consumers
         self._asked = asked or {}
         self._lead = lead
+        self.archive = archive
         self._now_ns = now_ns
         self._files = files or Files()
         self._pause = pause
@@ -121,7 +126,7 @@ class Remover:
                     wait_s = EVERY_S
                     continue
                 wait_s = MORE_S if self.run() == SEGMENTS_A_RUN else EVERY_S
-            except (OSError, NotSure) as fault:
+            except (OSError, NotSure, NotTheSame) as fault:
                 why = reason_of(fault) if isinstance(fault, OSError) else str(fault)
                 log.error("old segments cannot be removed now", extra={"why": why})
                 wait_s = EVERY_S
@@ -131,8 +136,11 @@ class Remover:
 
         Raises:
             OSError: the folder cannot be read or written; what was not noted durably is still here.
+            NotTheSame: a copy for the archive is not what it should be; its segment is still here.
         """
         gone = 0
+        if self.archive is not None and self.archive.days is not None:
+            self.archive.expire(day_of(self._now_ns() - self.archive.days * DAY_NS))
         found = self._plan(SEGMENTS_A_RUN)
         manifest = self._manifest() if found.remove else {}
         todo = list(reversed(found.remove))
@@ -267,6 +275,8 @@ class Remover:
         if held is None:
             self._damaged.add(segment.name)
             return False
+        if self.archive is not None:
+            self.archive.keep(path, segment.name)
         noted = manifest.get(segment.name)
         if noted is None:
             self._files.append(self._directory / MANIFEST, msgspec.json.encode(held) + b"\n")
