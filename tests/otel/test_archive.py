@@ -160,6 +160,21 @@ def test_an_archive_that_is_full_keeps_its_segment(folder: Path, tmp_path: Path)
     assert remover(folder, tmp_path / "archive").run() == 11
 
 
+def test_a_disk_that_takes_little_at_a_time_gets_all_of_it(folder: Path, tmp_path: Path) -> None:
+    class Slow(Files):
+        short = 0
+
+        def write(self, fd: int, data: bytes) -> int:
+            self.short += len(data) > 7
+            return super().write(fd, data[:7])
+
+    files = Slow()
+    before = segments(folder)
+    assert remover(folder, tmp_path / "archive", files=files).run() == 11
+    assert copies(tmp_path / "archive") == before
+    assert files.short > 100
+
+
 SPOILED = {
     "cut off": lambda data: data[:-5],
     "something behind it": lambda data: data + b"x",
