@@ -22,6 +22,7 @@ from gateway.daybook.daylog import DayLog
 from gateway.daybook.keeper import Keeper
 from gateway.daybook.keeping import naming_of
 from gateway.daybook.settings import DebugSettings, LogFileSettings
+from gateway.ledger.expiry import Expiry
 from gateway.ledger.follower import Follower
 from gateway.ledger.opening import first_look, passed_in, store_at
 from gateway.ledger.store import LedgerNewer, Store
@@ -209,7 +210,11 @@ def _follower(settings: Settings, files: Files) -> Follower:
         raise CannotStartError(str(fault)) from fault
     directory = settings.journal.directory
     lead = Lock(directory / "cursors" / f"{LEDGER}.lock")
-    return Follower(directory, store, lead=lead, files=files, jitter=random.random)
+    days = settings.ledger.retention_days
+    if days is not None and days < (settings.journal.retention_days or 0):
+        raise SettingsError("ledger.retention_days: rows would go before the journal's bills do")
+    expiry = None if days is None else Expiry(days, time.time_ns)
+    return Follower(directory, store, lead=lead, files=files, jitter=random.random, expiry=expiry)
 
 
 def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | None:
@@ -254,6 +259,7 @@ def _ledger_health(follower: Follower) -> Iterable[Reading]:
     yield counter("llm_gateway_ledger_bills", "Bills that became rows of the ledger.", stats.bills)
     yield counter("llm_gateway_ledger_conflicts", "Second, different bills of one id.", stats.conflicts)
     yield counter("llm_gateway_ledger_refused", "Bills that the ledger cannot hold.", stats.refused)
+    yield counter("llm_gateway_ledger_expired", "Bills whose rows went, as they were old.", stats.expired)
     yield counter("llm_gateway_ledger_rebuilt", "Times a broken ledger was made again.", stats.rebuilt)
     yield gauge("llm_gateway_ledger_following", "1 while the ledger can be written.", following, least=True)
     yield gauge("llm_gateway_ledger_pending_bytes", "Durable and not yet in the ledger.", stats.pending_bytes)

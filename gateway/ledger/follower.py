@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from gateway.ledger.expiry import Expiry
 from gateway.ledger.position import Position, lost, passed_by, position_of
 from gateway.ledger.projection import KNOWN_MAX, Projector, Rows
 from gateway.ledger.store import LedgerBroken, LedgerNewer, LedgerUnavailable, Store
@@ -63,6 +64,7 @@ class Stats(msgspec.Struct, kw_only=True):
     Args:
         conflicts: second, different bills of one id.
         refused: bills that a ledger cannot hold.
+        expired: bills whose rows went, as they were old.
         behind_s: how long ago the ledger last had all of the journal; 0 while it has.
     """
 
@@ -71,6 +73,7 @@ class Stats(msgspec.Struct, kw_only=True):
     again: int = 0
     conflicts: int = 0
     refused: int = 0
+    expired: int = 0
     rebuilt: int = 0
     failures_in_a_row: int = 0
     last_error: str | None = None
@@ -100,6 +103,7 @@ class Follower:
         lead: None where no other process follows the same folder.
         jitter: returns a number in [0, 1).
         pause: gives way to other threads.
+        expiry: lets old rows go while there is nothing to follow; None keeps all.
     """
 
     def __init__(
@@ -113,8 +117,10 @@ class Follower:
         now_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
         pause: Callable[[], None] = lambda: time.sleep(TURN_S),
+        expiry: Expiry | None = None,
     ) -> None:
         self.stats = Stats()
+        self._expiry = expiry
         self._directory = directory
         self._store = store
         self._files = files or Files()
@@ -197,6 +203,8 @@ class Follower:
             log.error("the ledger is gone or was replaced; going on with what is there", extra=self._named())
             self._checked = False
         self._open = None
+        if self._expiry is not None:
+            self._expiry.begin()
         self._store.open()
         if not self._checked:  # once: it reads all of the file, and the ledger may be away often
             self._store.check()
@@ -246,7 +254,11 @@ class Follower:
             if self._store.replaced():
                 return True
         self.stats.pending_bytes = opened.reader.pending_bytes()
-        return False
+        if self._expiry is None or self._stop.is_set():
+            return False
+        more = self._expiry.step(self._store, opened.gateway_id)
+        self.stats.expired = self._expiry.expired
+        return more
 
     def _write(self, opened: _Open, batch: Batch) -> None:
         rows = Rows()

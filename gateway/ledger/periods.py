@@ -75,6 +75,18 @@ def days_of(period: Period, zone: ZoneInfo) -> Iterator[tuple[str, Period]]:
         day = following
 
 
+def in_hours(period: Period, horizon_ns: int) -> Period:
+    """Return a period whose edges before the horizon are beginnings of hours: nothing finer is kept.
+
+    An edge goes to the beginning of its hour, whether a period begins or ends there: days still add up.
+    """
+
+    def edge(at_ns: int) -> int:
+        return at_ns - at_ns % HOUR_NS if at_ns < horizon_ns else at_ns
+
+    return Period(edge(period.start_ns), edge(period.end_ns))
+
+
 def pieces_of(period: Period, label: str, *, days: bool) -> Iterator[Piece]:
     """Cut a period into what the tables hold.
 

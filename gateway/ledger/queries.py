@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from gateway.ledger import schema
-from gateway.ledger.periods import Grain, Period, Piece, days_of, pieces_of
+from gateway.ledger.periods import Grain, Period, Piece, days_of, in_hours, pieces_of
 from gateway.ledger.projection import SETTLED_REVISION
 from gateway.ledger.rollups import counts, sums_of_bills, sums_of_sums
 from gateway.ledger.schema import SUMS, TOKENS, total_pico
@@ -122,11 +122,15 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(groups.values(), key=lambda g: [(v is None, v or "") for v in g.values])
 
 
-def costs(group_by: Sequence[Dimension], filters: Filters, period: Period, zone: ZoneInfo) -> Costs:
+def costs(
+    group_by: Sequence[Dimension], filters: Filters, period: Period, zone: ZoneInfo, *, horizon_ns: int = 0
+) -> Costs:
     """Return the question for sums over a half-open period, by some dimensions.
 
     Args:
         zone: whose days `day` means.
+        horizon_ns: since when there are rows (`gateway.ledger.expiry`); before it days and periods begin with
+            an hour.
 
     Raises:
         ValueError: a dimension is named twice, or there are too many days.
@@ -139,7 +143,7 @@ def costs(group_by: Sequence[Dimension], filters: Filters, period: Period, zone:
     days = days_of(period, zone) if by_day else [("", period)]
     found: dict[Grain, list[Piece]] = {}
     for label, stretch in days:
-        for piece in pieces_of(stretch, label, days=shared):
+        for piece in pieces_of(in_hours(stretch, horizon_ns), label, days=shared):
             found.setdefault(piece.grain, []).append(piece)
     statements: list[Select[Any]] = []
     for grain, pieces in found.items():

@@ -240,6 +240,9 @@ segments: Final = Table(
 """How far each segment was read, for ever: what retention removes must stand here. `lost_bills`: bills that
 had been removed before they were read, as the operator has accepted."""
 
+horizons: Final = Table("horizons", metadata, _id("gateway_id"), _int("before_unix_ns"))
+"""Since when each gateway's bills have rows; of earlier ones there are only sums: `gateway.ledger.expiry`."""
+
 writers: Final = Table("writers", metadata, _id("gateway_id"), _key("writer"), _int("seen"))
 """Up to which number the records of each writer were read without a gap."""
 

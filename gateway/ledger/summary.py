@@ -9,11 +9,12 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, select
 
 from gateway.ledger import schema
+from gateway.ledger.expiry import horizon_of
 from gateway.ledger.migrations import revision_of
 from gateway.ledger.position import passed_by, position_of
 from gateway.ledger.projection import SETTLED_REVISION, id_of
 from gateway.ledger.rollups import counts, sums_of_bills, sums_of_sums
-from gateway.ledger.schema import total_pico
+from gateway.ledger.schema import HOUR_NS, total_pico
 from gateway.ledger.store import Store
 from otel.journal.audit import LedgerSays
 from otel.journal.files import Files
@@ -80,7 +81,9 @@ def says(store: Store, journal: Path, files: Files) -> LedgerSays:
     bills = schema.bills
 
     def read(c: Connection) -> LedgerSays:
-        own = bills.c.gateway_id == gateway_id
+        horizon_ns = horizon_of(c, gateway_id)
+        own = (bills.c.gateway_id == gateway_id) & (bills.c.ended_unix_ns >= horizon_ns)
+        hours = schema.totals.c.hour
         settled = select(bills.c.record_id, bills.c.status, bills.c.cost_pico).where(
             own, bills.c.revision == SETTLED_REVISION
         )
@@ -102,18 +105,20 @@ def says(store: Store, journal: Path, files: Files) -> LedgerSays:
             waiting=frozenset(c.execute(early).tuples().all()),
             passed=passed_by(c, gateway_id),
             rows={row.status: _sums(row) for row in c.execute(counted)},
-            rollups=_rollups(c, gateway_id),
+            rollups=_rollups(c, gateway_id, hours >= horizon_ns // HOUR_NS),
             lost_bills=_lost(c, gateway_id),
+            horizon_ns=horizon_ns,
+            expired=_rollups(c, gateway_id, hours < horizon_ns // HOUR_NS),
         )
 
     return store.run(read)
 
 
-def _rollups(c: Connection, gateway_id: int) -> dict[str, tuple[int, int]]:
+def _rollups(c: Connection, gateway_id: int, *where: ColumnElement[bool]) -> dict[str, tuple[int, int]]:
     totals = schema.totals
     rows = c.execute(
         select(totals.c.status, *sums_of_sums(totals))
-        .where(totals.c.gateway_id == gateway_id)
+        .where(totals.c.gateway_id == gateway_id, *where)
         .group_by(totals.c.status)
         .order_by(totals.c.status)
     )

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.ledger import schema
+from gateway.ledger.expiry import with_rows
 from gateway.ledger.inserting import insert_missing, insert_rows
 from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of
 from gateway.ledger.revising import Origin, revise
@@ -102,7 +103,7 @@ def write(
 
     revised = revise(connection, gateway_id, [str(bill[0]) for bill in fresh_bills], rows.revisions, origin)
     if sums and revised.touched:
-        sum_again(connection, revised.touched)
+        sum_again(connection, with_rows(connection, revised.touched))
     _note(connection, gateway_id, stretch, clashes, revised.clashes, rows.refused, now_unix_ns)
     return Written(
         bills=len(fresh_bills),
@@ -156,6 +157,7 @@ def forget(connection: Connection, gateway_id: int) -> None:
         schema.writers,
         schema.conflicts,
         schema.waiting,
+        schema.horizons,
     ):
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
 

@@ -98,13 +98,8 @@ class JournalSettings(Section):
         ge=4096,
         description="While segments take more than this, in bytes, the oldest delivered ones are removed.",
     )
-    archive: Path | None = Field(
-        None,
-        description="Folder where compressed copies of removed segments are kept; without it there are none.",
-    )
-    archive_retention_days: int | None = Field(
-        None, ge=1, description="Copies of segments older than so many days go; without it they are kept."
-    )
+    archive: Path | None = Field(None, description="Folder for compressed copies of removed segments.")
+    archive_retention_days: int | None = Field(None, ge=1, description="Older copies go; else none does.")
 
 
 class LedgerSettings(Section):
@@ -114,6 +109,11 @@ class LedgerSettings(Section):
         SecretStr(""),
         description="`postgresql://user:password@host/database`, which several gateways may share, or "
         "`sqlite:///path`; without it, `ledger.db` beside the journal's folder.",
+    )
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        description="Rows of bills older than so many days go, and their sums stay; else all stay.",
     )
 
 

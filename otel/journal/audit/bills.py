@@ -112,6 +112,7 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     cost_pico_usd: int | None
     counts: dict[str, int]
+    ended_unix_ns: int = 0
 
     def fingerprint(self) -> str:
         """Return what must be equal wherever this bill stands: its id, status, cost and counts."""
@@ -159,6 +160,7 @@ def read_bill(span: Span | SeenSpan) -> tuple[Bill, list[Problem]]:
         outcome=_text(values, "billing.outcome"),
         cost_pico_usd=cost,
         counts=counts,
+        ended_unix_ns=int(span.end_time_unix_nano),
     )
     problems += [("amount", f"{name} is negative") for name, count in counts.items() if count < 0]
     return bill, problems

@@ -45,6 +45,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     old_cost_pico_usd: int | None
     cost_pico_usd: int | None
+    ended_unix_ns: int = 0
 
     @property
     def delta_pico_usd(self) -> int:
@@ -99,6 +100,7 @@ def read_revision(span: Span | SeenSpan) -> tuple[Revision, list[Problem]]:
         status=str(values.get("billing.status", "")),
         old_cost_pico_usd=costs["old_cost_usd"],
         cost_pico_usd=costs["cost_usd"],
+        ended_unix_ns=int(span.end_time_unix_nano),
     )
     delta = signed_pico_of(values.get("billing.revision.delta_usd"))
     if delta != revision.delta_pico_usd:

@@ -296,6 +296,11 @@ def _conflicts() -> None:
 
 def _waiting() -> None:
     op.create_table(
+        "horizons",
+        sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("before_unix_ns", sa.BigInteger(), nullable=False),
+    )
+    op.create_table(
         "revisions_waiting",
         sa.Column("record_id", sa.Text(), primary_key=True),
         sa.Column("revision", sa.Integer(), primary_key=True, autoincrement=False),
