@@ -1,11 +1,12 @@
 """Settings: environment and YAML become one frozen object, read once, and every mistake is named at once."""
 
+from gateway.daybook.settings import LoggingSettings
 from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
 from gateway.settings.model import (
     ENV_PREFIX,
     AdjustmentSettings,
     JournalSettings,
-    LoggingSettings,
+    LedgerSettings,
     PricesSettings,
     ProviderSettings,
     Settings,
@@ -31,6 +32,7 @@ __all__ = [
     "CooldownSettings",
     "JournalSettings",
     "KeySettings",
+    "LedgerSettings",
     "LoggingSettings",
     "PricesSettings",
     "ProviderSettings",
