@@ -185,7 +185,7 @@ class SqliteLimits:
                 raise
         except sqlite3.OperationalError as fault:  # locked, full, read-only: the file itself may be well
             raise Away(f"{self._path.name}: {fault}") from fault
-        except sqlite3.DatabaseError as fault:
+        except (sqlite3.DatabaseError, msgspec.MsgspecError) as fault:
             self._discard()
             raise Away(f"{self._path.name}: {fault}; it is made anew") from fault
         except OSError as fault:

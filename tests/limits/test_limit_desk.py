@@ -241,6 +241,19 @@ def test_a_file_that_was_removed_is_made_anew_and_all_count_in_it(tmp_path: Path
     two.close()
 
 
+def test_a_damaged_row_costs_the_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "limits.db"
+    store = SqliteLimits(path, monotonic_ms, LEASE_MS)
+    assert store.run([], [], [Ask(request_id="a", charges=REQUESTS)])[0].admitted
+    other = sqlite3.connect(path, isolation_level=None)
+    assert other.execute("UPDATE windows SET entries = x'c1'").rowcount == 1
+    other.close()
+    with pytest.raises(Away, match="made anew"):
+        store.run([], [], [Ask(request_id="b", charges=REQUESTS)])
+    assert store.run([], [], [Ask(request_id="b", charges=REQUESTS)])[0].standings[0].used == 1
+    store.close()
+
+
 async def test_a_folder_that_cannot_be_written_is_a_store_that_is_away(tmp_path: Path) -> None:
     async with desk_at(SqliteLimits(tmp_path / "none" / "limits.db", monotonic_ms, LEASE_MS)) as desk:
         assert not desk.up
