@@ -73,6 +73,7 @@ from otel.journal.files import Files
 from otel.journal.segments import locked
 from otel.metrics import Metrics, Reading, counter, gauge
 from otel.shared_metrics import PUBLISH_S, Board, SharedMetrics
+from otel.totals import WithTotals
 from otel.traces import Traces, traces_from_env
 
 log = logging.getLogger("spanbill.app")
@@ -165,9 +166,11 @@ def create_app(
     limiting = Limiting(settings, metrics.limit)
     shared = None
     if worker is not None:
-        shared = SharedMetrics(metrics, worker.board, worker.number, time.monotonic)
+        shared = SharedMetrics(
+            metrics, worker.board, worker.number, time.monotonic, writer.name, behind.totals
+        )
     registry = CollectorRegistry()
-    registry.register(shared or metrics)
+    registry.register(shared or WithTotals(metrics, writer.name, behind.totals))
     observer = Observer(
         metrics,
         traces,

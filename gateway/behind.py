@@ -37,6 +37,7 @@ from otel.journal.turn import Lock
 from otel.metrics import Reading, counter, gauge
 from otel.otlp import EndpointError, endpoint_from_env
 from otel.shipper import Shipper
+from otel.totals import Totals
 
 SHIPPER: Final = "otlp"
 """The name of the shipper's cursor."""
@@ -101,6 +102,10 @@ class Behind:
         if self._shipper is not None:
             self._shipper.stop(STOP_SHIPPING_S)
         self._keeper.stop()
+
+    def totals(self) -> Totals | None:
+        """Return what bills of writers that are gone come to, as this process's ledger has it."""
+        return self._follower.stats.totals
 
     def health(self) -> Iterable[Reading]:
         """Yield what the metrics say of it."""
@@ -256,7 +261,9 @@ def _archive(settings: Settings, files: Files) -> Archive | None:
 def _ledger_health(follower: Follower) -> Iterable[Reading]:
     stats = follower.stats
     following = int(stats.last_error is None)
+    loaded = int(stats.totals is not None)
     yield counter("llm_gateway_ledger_bills", "Bills that became rows of the ledger.", stats.bills)
+    yield gauge("llm_gateway_totals_loaded", "1 once counters hold what earlier runs counted.", loaded)
     yield counter("llm_gateway_ledger_conflicts", "Second, different bills of one id.", stats.conflicts)
     yield counter("llm_gateway_ledger_refused", "Bills that the ledger cannot hold.", stats.refused)
     yield counter("llm_gateway_ledger_expired", "Bills whose rows went, as they were old.", stats.expired)

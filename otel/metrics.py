@@ -26,8 +26,12 @@ LATENCY_BUCKETS_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 FIRST_CHUNK_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 PICO_PER_USD: Final = 10**12
 OTHER: Final = "other"
+_LATENCY_NS: Final = [round(bound * 1e9) for bound in LATENCY_BUCKETS_S]
+_FIRST_CHUNK_NS: Final = [round(bound * 1e9) for bound in FIRST_CHUNK_BUCKETS_S]
 
 Labels = tuple[str, ...]
+TallyLabels = tuple[str, str, str, str, str, str | None]
+"""Key, provider, model, status, status of the bill, and type of the error, as in an `Observation`."""
 
 
 class Histogram:
@@ -75,6 +79,53 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     tokens: dict[str, int] = {}
     time_to_first_chunk_ns: int | None = None
     tried: tuple[str, ...] = ()
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """What bills with the same labels come to, for somebody to keep.
+
+    Args:
+        cost_pico_usd: None where none of them has a cost.
+        latency, first_chunk: counts per bucket.
+    """
+
+    bills: int = 0
+    cost_pico_usd: int | None = None
+    tokens: dict[str, int] = {}
+    latency: list[int] = msgspec.field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
+    latency_ns: int = 0
+    first_chunk: list[int] = msgspec.field(default_factory=lambda: [0] * (len(FIRST_CHUNK_BUCKETS_S) + 1))
+    first_chunk_ns: int = 0
+
+    def observe(self, o: Observation) -> None:
+        """Add one bill."""
+        self.bills += 1
+        if o.cost_pico_usd is not None:
+            self.cost_pico_usd = (self.cost_pico_usd or 0) + o.cost_pico_usd
+        for dimension, units in o.tokens.items():
+            self.tokens[dimension] = self.tokens.get(dimension, 0) + units
+        self.latency[bisect_left(_LATENCY_NS, o.latency_ns)] += 1
+        self.latency_ns += o.latency_ns
+        if o.time_to_first_chunk_ns is not None:
+            self.first_chunk[bisect_left(_FIRST_CHUNK_NS, o.time_to_first_chunk_ns)] += 1
+            self.first_chunk_ns += o.time_to_first_chunk_ns
+
+    def add(self, other: Tally) -> None:
+        """Add what other bills with these labels come to."""
+        self.bills += other.bills
+        if other.cost_pico_usd is not None:
+            self.cost_pico_usd = (self.cost_pico_usd or 0) + other.cost_pico_usd
+        for dimension, units in other.tokens.items():
+            self.tokens[dimension] = self.tokens.get(dimension, 0) + units
+        self.latency = [a + b for a, b in zip(self.latency, other.latency, strict=True)]
+        self.latency_ns += other.latency_ns
+        self.first_chunk = [a + b for a, b in zip(self.first_chunk, other.first_chunk, strict=True)]
+        self.first_chunk_ns += other.first_chunk_ns
+
+
+def labels_of(o: Observation) -> TallyLabels:
+    """Return under which labels a bill is tallied."""
+    return o.api_key_id, o.provider, o.model, o.status, o.bill_status, o.error_type
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +199,27 @@ class Metrics(Collector):
                 histogram = self._first_chunk.setdefault(labels, Histogram(FIRST_CHUNK_BUCKETS_S))
             histogram.observe(o.time_to_first_chunk_ns)
 
+    def take(self, labels: TallyLabels, tally: Tally) -> None:
+        """Fold bills in that were tallied elsewhere."""
+        key, provider, name, status, bill_status, error_type = labels
+        model = self._bounded_model(provider, name)
+        _add(self._requests, (key, provider, status), tally.bills)
+        _add(self._records, (bill_status,), tally.bills)
+        if error_type is not None:
+            _add(self._errors, (key, provider, error_type), tally.bills)
+        if tally.cost_pico_usd is not None:
+            _add(self._cost, (key, provider, model), tally.cost_pico_usd)
+        for dimension, units in tally.tokens.items():
+            _add(self._tokens, (key, provider, model, dimension), units)
+        self._distribute(self._latency, LATENCY_BUCKETS_S, (key, provider), tally.latency, tally.latency_ns)
+        if any(tally.first_chunk):
+            counts, sum_ns = tally.first_chunk, tally.first_chunk_ns
+            self._distribute(self._first_chunk, FIRST_CHUNK_BUCKETS_S, (key, provider), counts, sum_ns)
+
+    def bills(self) -> tuple[int, int]:
+        """Return how many bills were counted, and their cost in pico-USD."""
+        return sum(self._records.values()), sum(self._cost.values())
+
     def refuse(self, code: str) -> None:
         """Count a request that was refused before any provider was called."""
         _add(self._refused, (code,), 1)
@@ -178,15 +250,25 @@ class Metrics(Collector):
                 _add(mine, labels, amount)
         for (series, bounds_s), others in zip(self._distributions(), state.distributions, strict=True):
             for labels, (counts, sum_ns) in others.items():
-                histogram = series.get(labels)
-                if histogram is None:
-                    histogram = series.setdefault(labels, Histogram(bounds_s))
-                histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
-                histogram.sum_ns += sum_ns
+                self._distribute(series, bounds_s, labels, counts, sum_ns)
         self._models.update((provider, model) for _, provider, model in state.sums[_COST])
         for reading in state.readings:
             if gauges or reading.kind == "counter":
                 self._other_readings[reading.name] = _folded(reading, self._other_readings.get(reading.name))
+
+    @staticmethod
+    def _distribute(
+        series: dict[Labels, Histogram],
+        bounds_s: tuple[float, ...],
+        labels: Labels,
+        counts: Iterable[int],
+        sum_ns: int,
+    ) -> None:
+        histogram = series.get(labels)
+        if histogram is None:
+            histogram = series.setdefault(labels, Histogram(bounds_s))
+        histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
+        histogram.sum_ns += sum_ns
 
     def _sums(self) -> tuple[dict[Labels, int], ...]:
         return (
@@ -223,7 +305,7 @@ class Metrics(Collector):
         by_key = ["api_key_id", "provider"]
         yield _counter(
             "llm_gateway_requests",
-            "Bills, by the status class of the reply.",
+            "Bills, by the provider's HTTP status, or where it did not answer, by the one that says so.",
             [*by_key, "status"],
             self._requests,
         )
@@ -270,6 +352,22 @@ class Metrics(Collector):
         )
         for reading in self._readings():
             yield _family(reading)
+
+
+def without_bills(state: State) -> State:
+    """Return what a state counts besides bills: refusals, which stand last, and readings."""
+    bills = len(state.sums) - 1
+    nothing: tuple[dict[Labels, int], ...] = tuple({} for _ in range(bills))
+    return msgspec.structs.replace(
+        state,
+        sums=(*nothing, state.sums[bills]),
+        distributions=tuple({} for _ in state.distributions),
+    )
+
+
+def bills_only(state: State) -> State:
+    """Return what a state counts of bills."""
+    return msgspec.structs.replace(state, sums=(*state.sums[:-1], {}), readings=())
 
 
 _COST: Final = 2

@@ -4,8 +4,8 @@
     worker 1 ──publish──▶ │ place 1 │ ──collect──▶ sum of all places, in whoever is asked
 
 Only what was published is told, also of the worker that is asked: so a later page is never behind an earlier
-one, whoever answered. A worker that takes the place of a dead one goes on from that one's counts. They are
-as old as PUBLISH_S when a process is killed: that much of its last counts is missing here, and in no bill.
+one, whoever answered. A worker that takes the place of a dead one carries that one's counts along, which are
+as old as PUBLISH_S if it was killed, until they are in the totals (`otel.totals`) and exact again.
 
 prometheus_client's own multi-process mode keeps one file of doubles for each process and value class and
 would double each count; this way counts stay the exact integers that they are, and nothing is left on a disk.
@@ -18,13 +18,14 @@ import mmap
 import pickle
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from otel.metrics import Metrics, State
+from otel.metrics import Metrics, State, bills_only, without_bills
+from otel.totals import Totals
 
 log = logging.getLogger("spanbill.metrics")
 
@@ -98,23 +99,60 @@ def _checksum(number: int, data: bytes) -> int:
     return crc32(data, number & 0xFFFFFFFF)
 
 
+class _Published(NamedTuple):
+    """What stands at a worker's place.
+
+    Args:
+        writer: whose bills `state` counts.
+        carried: by dead writer what was last told of its bills here.
+        totals: bills in them, and the pickled `Totals`.
+    """
+
+    at_s: float
+    writer: str
+    state: State
+    carried: dict[str, State]
+    totals: tuple[int, bytes] | None
+
+
 class SharedMetrics(Collector):
     """What one worker publishes, and what it tells of all.
 
     Args:
         monotonic_s: seconds, the same clock in all workers.
+        writer: the name of this process's journal writer.
+        totals: what is known here of writers that are gone; of several workers' the largest counts.
     """
 
-    def __init__(self, metrics: Metrics, board: Board, place: int, monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        board: Board,
+        place: int,
+        monotonic_s: Callable[[], float],
+        writer: str,
+        totals: Callable[[], Totals | None] = lambda: None,
+    ) -> None:
         self._metrics = metrics
         self._board = board
         self._place = place
         self._monotonic_s = monotonic_s
+        self._writer = writer
+        self._totals = totals
+        self._packed: tuple[Totals | None, tuple[int, bytes] | None] = (None, None)
         self._publish_at = 0.0
         self._too_much = False
+        self._carried: dict[str, State] = {}
         before = self._read(place)
         if before is not None:
-            metrics.add(before[1], gauges=False)
+            metrics.add(without_bills(before.state), gauges=False)
+            gone = self._gone(self._all())
+            self._packed = (None, before.totals)
+            self._carried = {
+                name: state
+                for name, state in (before.carried | {before.writer: before.state}).items()
+                if gone is None or name not in gone.writers
+            }
 
     def tend(self) -> None:
         """Publish, if it is time to; call it each PUBLISH_S."""
@@ -124,7 +162,8 @@ class SharedMetrics(Collector):
     def publish(self) -> None:
         """Let the others know."""
         began = self._monotonic_s()
-        fits = self._board.write(self._place, pickle.dumps((began, self._metrics.state())))
+        published = (began, self._writer, self._metrics.state(), self._carried, self._packed_totals())
+        fits = self._board.write(self._place, pickle.dumps(published))
         if not fits and not self._too_much:
             log.error("too many series: this worker's counts stand still on the page")
         self._too_much = not fits
@@ -133,18 +172,46 @@ class SharedMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield every family, with the counts of all workers."""
+        yield from self.whole().collect()
+
+    def whole(self) -> Metrics:
+        """Return the counts of all workers, and of those that are gone."""
         self.publish()
         now = self._monotonic_s()
+        places = self._all()
+        gone = self._gone(places)
+        known = frozenset() if gone is None else gone.writers
         whole = Metrics()
-        for place in range(self._board.places):
-            found = self._read(place)
-            if found is not None:
-                whole.add(found[1], gauges=now - found[0] < FRESH_S)
-        yield from whole.collect()
+        if gone is not None:
+            whole.add(gone.state, gauges=False)
+        for found in places:
+            state = without_bills(found.state) if found.writer in known else found.state
+            whole.add(state, gauges=now - found.at_s < FRESH_S)
+            for writer, carried in found.carried.items():
+                if writer not in known:
+                    whole.add(bills_only(carried), gauges=False)
+        return whole
 
-    def _read(self, place: int) -> tuple[float, State] | None:
+    def _packed_totals(self) -> tuple[int, bytes] | None:
+        """Return this worker's totals, or those that its predecessor had; packed once."""
+        totals = self._totals()
+        if totals is not None and totals is not self._packed[0]:
+            self._packed = (totals, (totals.bills, pickle.dumps(totals)))
+        return self._packed[1]
+
+    def _all(self) -> list[_Published]:
+        return [found for place in range(self._board.places) if (found := self._read(place)) is not None]
+
+    @staticmethod
+    def _gone(places: list[_Published]) -> Totals | None:
+        packed = max((found.totals for found in places if found.totals is not None), default=None)
+        if packed is None:
+            return None
+        totals: Totals = pickle.loads(packed[1])  # noqa: S301  # by our own kin, in memory of ours
+        return totals
+
+    def _read(self, place: int) -> _Published | None:
         data = self._board.read(place)
         if data is None:
             return None
-        found: tuple[float, State] = pickle.loads(data)  # noqa: S301  # by our own kin, in memory of ours
-        return found
+        return _Published(*pickle.loads(data))  # noqa: S301  # the same

@@ -12,6 +12,7 @@ import orjson
 
 from gateway.api.correlation import Correlation
 from gateway.api.inference import Refusal
+from gateway.core.answered import status_of
 from gateway.core.exchange import Exchange
 from gateway.core.money import pico_to_usd
 from gateway.logs import Lines, timestamp
@@ -55,8 +56,10 @@ class Observer:
             Observation(
                 api_key_id=call.identity.key_id,
                 provider=provider,
-                model=reply.response_model or (last.model if last is not None else call.model),
-                status=str(status),
+                model=(reply.response_model or (last.model if last is not None else call.model)).replace(
+                    "\0", "\ufffd"
+                ),
+                status=status_of(None if last is None else last.status, exchange.error_type),
                 bill_status=exchange.status,
                 latency_ns=exchange.latency_ns,
                 error_type=exchange.error_type,

@@ -24,11 +24,14 @@ from gateway.ledger.expiry import Expiry
 from gateway.ledger.position import Position, lost, passed_by, position_of
 from gateway.ledger.projection import KNOWN_MAX, Projector, Rows
 from gateway.ledger.store import LedgerBroken, LedgerNewer, LedgerUnavailable, Store
+from gateway.ledger.tallying import Remembered, totals
 from gateway.ledger.writing import Overtaken, Stretch, Written, enrol, refill, sums_due, write
 from otel.journal.files import Files, reason_of
 from otel.journal.reader import Batch, Reader
+from otel.journal.recovery import living_writers
 from otel.journal.removed import UnreadableManifest, folder_id, removed_from
 from otel.otlp import backoff_s
+from otel.totals import Totals
 
 log = logging.getLogger("spanbill.ledger")
 
@@ -65,6 +68,7 @@ class Stats(msgspec.Struct, kw_only=True):
         conflicts: second, different bills of one id.
         refused: bills that a ledger cannot hold.
         expired: bills whose rows went, as they were old.
+        totals: of writers that are gone; None until they were read to their ends.
         behind_s: how long ago the ledger last had all of the journal; 0 while it has.
     """
 
@@ -78,6 +82,7 @@ class Stats(msgspec.Struct, kw_only=True):
     failures_in_a_row: int = 0
     last_error: str | None = None
     stopped: bool = False
+    totals: Totals | None = None
     pending_bytes: int = 0
     behind_s: float = 0.0
 
@@ -87,13 +92,21 @@ class _Stopped(Exception):
 
 
 class _Open(msgspec.Struct):
-    """An open ledger, and the place in the journal that it has reached."""
+    """An open ledger, and the place in the journal that it has reached.
+
+    Args:
+        wrote: writers whose bills were taken up since the totals were made.
+        living: writers that lived then; None before.
+    """
 
     gateway_id: int
     position: Position
     reader: Reader
     projector: Projector
     known: set[int]
+    remembered: Remembered
+    wrote: set[str]
+    living: frozenset[str] | None = None
 
 
 class Follower:
@@ -171,7 +184,11 @@ class Follower:
             if self._lead is not None and not self._lead.take():
                 self._level_at = self._monotonic()  # how far behind it is, the one that leads says
                 return STANDBY_S
-            more = self._take_up(self._opened())
+            opened = self._opened()
+            living = living_writers(self._directory, self._files)
+            more = self._take_up(opened)
+            if not more:
+                self._total(opened, living)
         except _Stopped as fault:
             return self._failed(str(fault), stopped=True)
         except LedgerNewer as fault:
@@ -221,6 +238,8 @@ class Follower:
             reader=Reader(self._directory, position, self._files),
             projector=Projector(gateway_id),
             known=set(),
+            remembered={},
+            wrote=set(),
         )
         return self._open
 
@@ -260,14 +279,39 @@ class Follower:
         self.stats.expired = self._expiry.expired
         return more
 
+    def _total(self, opened: _Open, living: frozenset[str]) -> None:
+        """Make the totals of writers that were gone before all that is there was read.
+
+        Args:
+            living: writers that lived before that.
+        """
+        living |= living_writers(self._directory, self._files)  # one may have begun meanwhile
+        if living == opened.living and opened.wrote <= living:
+            return
+        found = self._store.run(lambda c: totals(c, opened.gateway_id, living), writes=True)
+        opened.remembered = {key: tally for key, tally in opened.remembered.items() if key[0] in living}
+        opened.living = living
+        opened.wrote.clear()
+        before = self.stats.totals
+        if before is None or found.bills >= before.bills:  # a ledger that is made again has less for a while
+            self.stats.totals = found
+
     def _write(self, opened: _Open, batch: Batch) -> None:
         rows = Rows()
         for at in range(0, len(batch.spans), LINES_A_TURN):
             opened.projector.add(rows, batch.spans[at : at + LINES_A_TURN], at)
             self._pause()
         written = write_batch(
-            self._store, opened.gateway_id, opened.position, batch, rows, opened.known, self._now_ns()
+            self._store,
+            opened.gateway_id,
+            opened.position,
+            batch,
+            rows,
+            opened.known,
+            opened.remembered,
+            self._now_ns(),
         )
+        opened.wrote.add(batch.writer)
         self.stats.bills += written.bills
         self.stats.revisions += written.revisions
         self.stats.again += written.again
@@ -321,6 +365,7 @@ def write_batch(
     batch: Batch,
     rows: Rows,
     known: set[int],
+    remembered: Remembered,
     now_unix_ns: int,
     *,
     sums: bool = True,
@@ -340,7 +385,16 @@ def write_batch(
         ends=tuple(end for end, _ in batch.reaches),
     )
     written = store.run(
-        lambda c: write(c, gateway_id, rows, stretch, now_unix_ns=now_unix_ns, sums=sums, known=known),
+        lambda c: write(
+            c,
+            gateway_id,
+            rows,
+            stretch,
+            now_unix_ns=now_unix_ns,
+            sums=sums,
+            known=known,
+            remembered=remembered,
+        ),
         writes=True,
     )
     if len(known) > KNOWN_MAX:

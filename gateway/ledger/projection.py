@@ -8,7 +8,7 @@ revision says only what is new, and becomes a row together with its bill (`gatew
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -16,9 +16,11 @@ import msgspec
 
 from gateway.core.dimensions import DIMENSIONS
 from gateway.core.money import PICO_PER_USD
-from gateway.ledger.schema import TOKENS
+from gateway.ledger.observed import observed, tally
+from gateway.ledger.schema import TOKENS, bills
 from gateway.ledger.stated import Facts, Span, facts_of, span_of
 from otel.journal.audit.bills import STATUSES
+from otel.metrics import Tally, TallyLabels
 
 Value = str | int | bool | None
 Row = tuple[Value, ...]
@@ -33,6 +35,7 @@ KNOWN_MAX: Final = 50_000
 SETTLED_REVISION: Final = 0
 """The revision of a bill as it was settled."""
 OF: Final = "billing.revision.of"
+_COST: Final = list(bills.c.keys()).index("cost_pico")
 NO_RATE: Final[Row] = (None, None, None, None, None)
 
 
@@ -86,6 +89,7 @@ class Rows(msgspec.Struct, kw_only=True):
         refused: for lines that give no row their place in what was projected, and why.
         places: for each of `bills` its place in what was projected.
         revisions: of bills here or anywhere.
+        tallies: what `bills` come to in the words of the metrics.
     """
 
     bills: list[Row] = []
@@ -96,6 +100,17 @@ class Rows(msgspec.Struct, kw_only=True):
     refused: list[tuple[int, str]] = []
     places: list[int] = []
     revisions: list[Revision] = []
+    tallies: dict[TallyLabels, Tally] = {}
+
+
+def tallies_of(spans: Iterable[bytes]) -> dict[TallyLabels, Tally]:
+    """Return what bills that were projected before come to in the words of the metrics."""
+    found: dict[TallyLabels, Tally] = {}
+    for inner in spans:
+        a = facts_of(span_of(inner))
+        cost = a.get("billing.cost.usd")
+        tally(found, observed(a, None if cost is None else _pico(cost)))
+    return found
 
 
 class Projector:
@@ -119,9 +134,11 @@ class Projector:
                     rows.revisions.append(_revision(a, place))
                     continue
                 bill, lines = self._bill(span, a, rows)
+                seen = observed(a, bill[_COST])  # type: ignore[arg-type]  # a cost
             except (ValueError, LookupError) as fault:  # so are msgspec's errors
                 rows.refused.append((place, _reason(fault)))
                 continue
+            tally(rows.tallies, seen)
             rows.bills.append(bill)
             rows.lines.append(lines)
             rows.places.append(place)

@@ -18,6 +18,7 @@ from gateway.ledger.follower import write_batch
 from gateway.ledger.position import Position, lost
 from gateway.ledger.reading import projected
 from gateway.ledger.store import Store
+from gateway.ledger.tallying import Remembered
 from gateway.ledger.writing import accept_loss, defer_sums, enrol, forget, refill
 from otel.journal.files import Files
 from otel.journal.removed import folder_id, removed_from
@@ -86,9 +87,12 @@ def rebuild(
     position = Position({segment: size for segment, (size, _) in gone.items()}, {})
     bills = revisions = conflicts = refused = 0
     known: set[int] = set()
+    remembered: Remembered = {}
     with _no_collections(), projected(directory, position, gateway_id, files, processes) as read:
         for batch, rows in read:
-            written = write_batch(store, gateway_id, position, batch, rows, known, now_ns(), sums=False)
+            written = write_batch(
+                store, gateway_id, position, batch, rows, known, remembered, now_ns(), sums=False
+            )
             bills += written.bills
             revisions += written.revisions
             conflicts += written.conflicts

@@ -276,6 +276,19 @@ waiting: Final = Table(
 """Revisions that were read before their bills: a journal's writers are not read in the order of time."""
 
 
+tallies: Final = Table(
+    "tallies",
+    metadata,
+    _id("gateway_id"),
+    _key("writer"),
+    _key("labels"),
+    _text("tally"),
+    sqlite_with_rowid=False,
+)
+"""What the gateway's counters count of each writer's bills, as they were settled; under an empty name of all
+writers that are gone. Both texts are JSON: see `gateway.ledger.tallying`."""
+
+
 def split(pico: int) -> tuple[int, int]:
     """Return an amount as whole milli-USD and the rest in pico-USD."""
     return divmod(pico, PICO_PER_MILLI)

@@ -22,14 +22,19 @@ from sqlalchemy.exc import IntegrityError
 from gateway.ledger import schema
 from gateway.ledger.expiry import with_rows
 from gateway.ledger.inserting import insert_missing, insert_rows
-from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of
+from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of, tallies_of
 from gateway.ledger.revising import Origin, revise
 from gateway.ledger.rollups import fold, fold_all, sum_again
+from gateway.ledger.tallying import Remembered, add_tallies
 from gateway.ledger.upserting import upsert_for
 
 _LOOK_UP: Final = 500
 """Ids in one statement: SQLite takes 32,766 parameters."""
 _GATEWAY: Final = list(schema.bills.c.keys()).index("gateway_id")
+
+
+_Inserted = tuple[list[Row], list[int], list[tuple[int, str]]]
+"""Bills that are new, their places in what was projected, and for each clash its place and id."""
 
 
 class Overtaken(Exception):
@@ -73,6 +78,7 @@ def write(
     now_unix_ns: int,
     sums: bool = True,
     known: set[int] | None = None,
+    remembered: Remembered | None = None,
 ) -> Written:
     """Write rows and move the cursor.
 
@@ -80,6 +86,7 @@ def write(
         sums: keep the roll-ups; without it `refill` must follow.
         known: ids of what many bills share that are surely there; the caller adds those of `rows` to it once
             the transaction is done.
+        remembered: tallies that surely stand there, and then those of `rows`, too.
 
     Raises:
         Overtaken: nothing must be kept of this transaction.
@@ -94,9 +101,12 @@ def write(
         fresh = [(key, *shared[key]) for key in sorted(shared) if known is None or key not in known]
         if fresh:
             insert_missing(connection, table, fresh)
-    fresh_bills, clashes = _insert_bills(connection, rows)
+    fresh_bills, places, clashes = _insert_bills(connection, rows)
     if sums and fresh_bills:
         fold(connection, fresh_bills)
+    whole = fresh_bills is rows.bills
+    tallies = rows.tallies if whole else tallies_of([stretch.spans[place] for place in places])
+    add_tallies(connection, gateway_id, stretch.writer, tallies, {} if remembered is None else remembered)
 
     def origin(revision: Revision) -> Origin:
         return _origin(stretch, revision.place)
@@ -158,6 +168,7 @@ def forget(connection: Connection, gateway_id: int) -> None:
         schema.conflicts,
         schema.waiting,
         schema.horizons,
+        schema.tallies,
     ):
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
 
@@ -200,29 +211,29 @@ def _move(connection: Connection, gateway_id: int, stretch: Stretch) -> None:
             connection.execute(insert(segments), [row])
         except IntegrityError as fault:
             raise Overtaken(stretch.segment) from fault
-    if stretch.seen:
-        row = {"gateway_id": gateway_id, "writer": stretch.writer, "seen": stretch.seen}
-        connection.execute(upsert_for(connection, writers, {"seen": stretch.seen}), [row])
+    row = {"gateway_id": gateway_id, "writer": stretch.writer, "seen": stretch.seen}
+    connection.execute(upsert_for(connection, writers, {"seen": stretch.seen}), [row])
 
 
-def _insert_bills(connection: Connection, rows: Rows) -> tuple[list[Row], list[tuple[int, str]]]:
-    """Insert what is new; return it, and for each clash its place and id."""
+def _insert_bills(connection: Connection, rows: Rows) -> _Inserted:
+    """Insert what is new."""
     if not rows.bills:
-        return [], []
+        return rows.bills, [], []
     try:
         with connection.begin_nested():
             insert_rows(connection, schema.bills, rows.bills)
             insert_rows(connection, schema.lines, list(chain.from_iterable(rows.lines)))
     except (IntegrityError, asyncpg.UniqueViolationError):
         return _insert_new(connection, rows)
-    return rows.bills, []
+    return rows.bills, rows.places, []
 
 
-def _insert_new(connection: Connection, rows: Rows) -> tuple[list[Row], list[tuple[int, str]]]:
+def _insert_new(connection: Connection, rows: Rows) -> _Inserted:
     """Insert rows of which some are known already."""
     held = _held(connection, [str(bill[0]) for bill in rows.bills])
     fresh: list[Row] = []
     fresh_lines: list[Row] = []
+    places: list[int] = []
     clashes: list[tuple[int, str]] = []
     for place, bill, lines in zip(rows.places, rows.bills, rows.lines, strict=True):
         record_id = str(bill[0])
@@ -230,11 +241,12 @@ def _insert_new(connection: Connection, rows: Rows) -> tuple[list[Row], list[tup
         if before[0] is bill:
             fresh.append(bill)
             fresh_lines += lines
+            places.append(place)
         elif _content(bill) != _content(before[0]) or lines != before[1]:
             clashes.append((place, record_id))
     insert_rows(connection, schema.bills, fresh)
     insert_rows(connection, schema.lines, fresh_lines)
-    return fresh, clashes
+    return fresh, places, clashes
 
 
 def _content(bill: Row) -> Row:

@@ -124,6 +124,12 @@ class _Story:
             self.head = (self.head[0] + 1, after)
 
 
+def living_writers(directory: Path, files: Files) -> frozenset[str]:
+    """Return the writers whose process lives."""
+    writers = [path.name for path in files.find(directory, f"{MARKS}/*") if path.suffix != ".new"]
+    return frozenset(name for name in writers if files.held(mark_path(directory, name)) is not None)
+
+
 def dead_writers(directory: Path, files: Files) -> tuple[str, ...]:
     """Return the writers whose process is gone and that are not retired; cheap enough for every second."""
     writers = [path.name for path in files.find(directory, f"{MARKS}/*") if path.suffix != ".new"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 
@@ -13,6 +14,9 @@ from prometheus_client.exposition import generate_latest
 
 from otel.metrics import Metrics, Observation, Reading, counter, gauge
 from otel.shared_metrics import _HEAD, FRESH_S, SHARE, Board, SharedMetrics
+from otel.totals import Totals
+
+NAMES = itertools.count()
 
 
 class Clock:
@@ -30,7 +34,9 @@ class Worker:
         self.records = 0
         self.writable = 1
         self.metrics = Metrics(self.readings)
-        self.shared = SharedMetrics(self.metrics, board, place, clock)
+        self.name = f"b{next(NAMES)}-{place}"
+        self.totals: Totals | None = None
+        self.shared = SharedMetrics(self.metrics, board, place, clock, self.name, lambda: self.totals)
         self.registry = CollectorRegistry()
         self.registry.register(self.shared)
 

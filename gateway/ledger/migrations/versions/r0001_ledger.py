@@ -46,6 +46,7 @@ def upgrade() -> None:
     _writers()
     _conflicts()
     _waiting()
+    _tallies()
     op.execute(CURRENT_BILLS)
 
 
@@ -310,3 +311,14 @@ def _waiting() -> None:
         sa.Column("line", sa.Text(), nullable=False),
     )
     op.create_index("revisions_waiting_gateway", "revisions_waiting", ["gateway_id"])
+
+
+def _tallies() -> None:
+    op.create_table(
+        "tallies",
+        sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("writer", sa.Text(), primary_key=True),
+        sa.Column("labels", sa.Text(), primary_key=True),
+        sa.Column("tally", sa.Text(), nullable=False),
+        sqlite_with_rowid=False,
+    )
