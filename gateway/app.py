@@ -36,6 +36,7 @@ from gateway.api.keys import keys_router
 from gateway.api.observe import Observer
 from gateway.api.own_key import own_key_router
 from gateway.api.own_limits import own_limits_router
+from gateway.api.selfcheck import selfcheck_router
 from gateway.assembly import (
     SIMULATED,
     CountOnDemand,
@@ -170,7 +171,8 @@ def create_app(
             metrics, worker.board, worker.number, time.monotonic, writer.name, behind.totals
         )
     registry = CollectorRegistry()
-    registry.register(shared or WithTotals(metrics, writer.name, behind.totals))
+    counters = shared or WithTotals(metrics, writer.name, behind.totals)
+    registry.register(counters)
     observer = Observer(
         metrics,
         traces,
@@ -226,6 +228,7 @@ def create_app(
             own_key_router(access),
             own_limits_router(access, limiting.guard),
             keys_router(access, plane.keys),
+            selfcheck_router(access, behind.check(counters.whole).check),
         ],
         lifespan=_lifespan(
             settings.journal.directory,

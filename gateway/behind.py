@@ -27,6 +27,7 @@ from gateway.ledger.follower import Follower
 from gateway.ledger.opening import first_look, passed_in, store_at
 from gateway.ledger.store import LedgerNewer, Store
 from gateway.recorder import starting
+from gateway.selfcheck import LOADED, SelfCheck
 from gateway.settings import Settings, SettingsError
 from otel.journal.archive import Archive
 from otel.journal.cursor import Cursor
@@ -34,7 +35,7 @@ from otel.journal.files import Files
 from otel.journal.reader import Reader
 from otel.journal.removal import TURN_S, Remover, Retention
 from otel.journal.turn import Lock
-from otel.metrics import Reading, counter, gauge
+from otel.metrics import Metrics, Reading, counter, gauge
 from otel.otlp import EndpointError, endpoint_from_env
 from otel.shipper import Shipper
 from otel.totals import Totals
@@ -75,6 +76,8 @@ class Behind:
         *,
         operator: Callable[[Sequence[Header]], bool] = lambda _: False,
     ) -> None:
+        self._settings = settings
+        self._files = files
         self._shipper = _shipper(settings, files, environ)
         self._follower = _follower(settings, files)
         self._remover = _remover(settings, files, shipped=self._shipper is not None)
@@ -106,6 +109,12 @@ class Behind:
     def totals(self) -> Totals | None:
         """Return what bills of writers that are gone come to, as this process's ledger has it."""
         return self._follower.stats.totals
+
+    def check(self, metrics: Callable[[], Metrics]) -> SelfCheck:
+        """Return the check of journal, ledger, delivery, and the counters that `metrics` returns."""
+        directory = self._settings.journal.directory
+        cursor = None if self._shipper is None else directory / "cursors" / f"{SHIPPER}.json"
+        return SelfCheck(directory, self._files, _ledger(self._settings), cursor, metrics)
 
     def health(self) -> Iterable[Reading]:
         """Yield what the metrics say of it."""
@@ -263,7 +272,7 @@ def _ledger_health(follower: Follower) -> Iterable[Reading]:
     following = int(stats.last_error is None)
     loaded = int(stats.totals is not None)
     yield counter("llm_gateway_ledger_bills", "Bills that became rows of the ledger.", stats.bills)
-    yield gauge("llm_gateway_totals_loaded", "1 once counters hold what earlier runs counted.", loaded)
+    yield gauge(LOADED, "1 once counters hold what earlier runs counted.", loaded)
     yield counter("llm_gateway_ledger_conflicts", "Second, different bills of one id.", stats.conflicts)
     yield counter("llm_gateway_ledger_refused", "Bills that the ledger cannot hold.", stats.refused)
     yield counter("llm_gateway_ledger_expired", "Bills whose rows went, as they were old.", stats.expired)

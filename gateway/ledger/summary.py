@@ -16,6 +16,7 @@ from gateway.ledger.projection import SETTLED_REVISION, id_of
 from gateway.ledger.rollups import counts, sums_of_bills, sums_of_sums
 from gateway.ledger.schema import HOUR_NS, total_pico
 from gateway.ledger.store import Store
+from gateway.ledger.tallying import tallied
 from otel.journal.audit import LedgerSays
 from otel.journal.files import Files
 from otel.journal.reader import Reader
@@ -73,6 +74,43 @@ def summary_of(store: Store, journal: Path, files: Files) -> Summary:
         )
 
     return msgspec.structs.replace(store.run(read), bytes=store.bytes())
+
+
+class Holds(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ledger holds of one journal, read in one transaction from what it has summed.
+
+    Args:
+        bills, cost_pico: as they were settled; `current_*` with revisions, as the roll-ups have it.
+        passed: how far each segment was read.
+    """
+
+    bills: int
+    cost_pico: int
+    current_bills: int
+    current_cost_pico: int
+    passed: dict[str, int]
+    waiting: int
+    conflicts: int
+    refused: int
+    lost: int
+
+
+def holds(c: Connection, gateway_id: int) -> Holds:
+    """Return what a ledger holds of a journal; reads sums, and no bill."""
+    bills, cost_pico = tallied(c, gateway_id)
+    current = _rollups(c, gateway_id).values()
+    notes = schema.conflicts
+    return Holds(
+        bills=bills,
+        cost_pico=cost_pico,
+        current_bills=sum(count for count, _ in current),
+        current_cost_pico=sum(cost for _, cost in current),
+        passed=passed_by(c, gateway_id),
+        waiting=_count(c, schema.waiting, gateway_id),
+        conflicts=_count(c, notes, gateway_id, notes.c.kind == "conflict"),
+        refused=_count(c, notes, gateway_id, notes.c.kind == "refused"),
+        lost=_lost(c, gateway_id),
+    )
 
 
 def says(store: Store, journal: Path, files: Files) -> LedgerSays:
