@@ -374,6 +374,7 @@ def write_batch(
 
     Raises:
         Overtaken, LedgerUnavailable, LedgerBroken: the position is to be read again.
+        Spoiled: nothing was done; rows without a shard are wanted.
     """
     stretch = Stretch(
         segment=batch.segment,
@@ -396,6 +397,7 @@ def write_batch(
             remembered=remembered,
         ),
         writes=True,
+        beside=None if rows.shard is None else Path(rows.shard[0]),
     )
     if len(known) > KNOWN_MAX:
         known.clear()

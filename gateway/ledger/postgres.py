@@ -7,8 +7,10 @@ which runs while one of its transactions does, in whichever thread asked for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, make_url, text
@@ -82,8 +84,17 @@ class PostgresStore:
         """Nothing can be put in its place without closing the connection."""
         return False
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
+    @property
+    def workshop(self) -> None:
+        """It reads no files of ours."""
+
+    def kept_open(self) -> contextlib.AbstractContextManager[None]:
+        """Its connection stays open anyway."""
+        return contextlib.nullcontext()
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool = False, beside: Path | None = None) -> T:
         """Do some work in one transaction; see `Store.run`."""
+        assert beside is None  # there is no workshop
         with self._busy, told_apart():
             if self._runner is None:
                 raise LedgerUnavailable("it is not open")

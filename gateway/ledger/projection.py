@@ -90,6 +90,8 @@ class Rows(msgspec.Struct, kw_only=True):
         places: for each of `bills` its place in what was projected.
         revisions: of bills here or anywhere.
         tallies: what `bills` come to in the words of the metrics.
+        shard: instead of `bills`, `lines` and `places`, the file that holds so many bills and their lines
+            (`gateway.ledger.sharding`).
     """
 
     bills: list[Row] = []
@@ -101,6 +103,7 @@ class Rows(msgspec.Struct, kw_only=True):
     places: list[int] = []
     revisions: list[Revision] = []
     tallies: dict[TallyLabels, Tally] = {}
+    shard: tuple[str, int] | None = None
 
 
 def tallies_of(spans: Iterable[bytes]) -> dict[TallyLabels, Tally]:

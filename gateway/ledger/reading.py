@@ -2,17 +2,19 @@
 
 Another process reads a whole segment as if all before it had been passed up to the number that its header
 names. Where that turns out not to be so, because a failed sync had records written again, the segment is
-read once more, here; the batches are therefore the same as the reader's, whoever read them.
+read once more, here; what is written is therefore the same, whoever read it.
 """
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import sqlite3
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ import msgspec
 
 from gateway.ledger.position import Position
 from gateway.ledger.projection import Projector, Rows
+from gateway.ledger.sharding import Shard
 from otel.journal.files import Files
 from otel.journal.lines import LINE_BYTES_MAX, Damage, kind_of, lines_in, number_of
 from otel.journal.reader import Batch, Reader, Stretch
@@ -53,23 +56,46 @@ _packed: Final = msgspec.msgpack.Encoder().encode
 _segment: Final = msgspec.msgpack.Decoder(_Segment).decode
 
 
+class Piece(msgspec.Struct, frozen=True):
+    """Batches that belong together, and the way to get them without a shard if theirs is spoiled."""
+
+    batches: Read
+    again: Callable[[], Read]
+
+
+class Shards(msgspec.Struct, frozen=True):
+    """Where shards are put, and the tables in them."""
+
+    folder: Path
+    tables: tuple[str, ...]
+
+
 @contextmanager
 def projected(
-    directory: Path, position: Position, gateway_id: int, files: Files, processes: int
-) -> Iterator[Read]:
+    directory: Path,
+    position: Position,
+    gateway_id: int,
+    files: Files,
+    processes: int,
+    shards: Shards | None = None,
+) -> Iterator[Iterator[Piece]]:
     """Return all that is new behind a position, which the caller moves after each batch.
 
     Args:
         processes: how many read and project beside this one; with 1 this one does it all.
+        shards: None where the ledger takes none.
     """
     reader = Reader(directory, position, files)
     projector = Projector(gateway_id)
     if processes <= 1:
-        yield _here(reader.batches(LINES_MAX, BYTES_MAX), projector)
+        batches = reader.batches(LINES_MAX, BYTES_MAX)
+        yield iter([Piece(_here(batches, projector), lambda: iter(()))])
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, gc.disable) as pool:
-        yield _there(directory, reader, position, projector, gateway_id, pool, processes * (AHEAD + 1))
+        yield _there(
+            directory, reader, position, projector, gateway_id, pool, processes * (AHEAD + 1), shards
+        )
 
 
 def _here(batches: Iterator[Batch], projector: Projector) -> Read:
@@ -87,39 +113,78 @@ def _there(
     gateway_id: int,
     pool: ProcessPoolExecutor,
     waiting_max: int,
-) -> Read:
+    shards: Shards | None,
+) -> Iterator[Piece]:
+    def again(stretch: Stretch) -> Read:
+        return _here(reader.batches_of(stretch, LINES_MAX, BYTES_MAX), projector)
+
     stretches = deque(reader.stretches())
     waiting: deque[tuple[Stretch, Future[bytes]]] = deque()
     while stretches or waiting:  # each turn hands a segment out, or takes one back
         if stretches and len(waiting) < waiting_max:
             stretch = stretches.popleft()
-            waiting.append((stretch, pool.submit(_read, directory, stretch, gateway_id)))
+            waiting.append((stretch, pool.submit(_read, directory, stretch, gateway_id, shards)))
             continue
         stretch, future = waiting.popleft()
         segment = _segment(future.result())
         seen = position.seen(stretch.writer)
         if segment.passed != seen and not (seen == 0 and stretch.first):
-            yield from _here(reader.batches_of(stretch, LINES_MAX, BYTES_MAX), projector)
-            continue
+            yield Piece(again(stretch), lambda: iter(()))
+        else:
+            yield Piece(_handed(directory, stretch, segment), partial(again, stretch))
         for part in segment.parts:
-            batch = Batch(
-                segment=stretch.name,
-                writer=stretch.writer,
-                spans=_Lines(directory, stretch, part.end),  # type: ignore[arg-type]  # read if it is asked for
-                reaches=part.reaches,
-                end=part.end,
-                seen=part.seen,
-            )
-            yield batch, part.rows
+            if part.rows.shard is not None:
+                Path(part.rows.shard[0]).unlink()
 
 
-def _read(directory: Path, stretch: Stretch, gateway_id: int) -> bytes:
+def _handed(directory: Path, stretch: Stretch, segment: _Segment) -> Read:
+    for part in segment.parts:
+        batch = Batch(
+            segment=stretch.name,
+            writer=stretch.writer,
+            spans=_Lines(directory, stretch, part.end),  # type: ignore[arg-type]  # read if it is asked for
+            reaches=part.reaches,
+            end=part.end,
+            seen=part.seen,
+        )
+        yield batch, part.rows
+
+
+def _read(directory: Path, stretch: Stretch, gateway_id: int, shards: Shards | None) -> bytes:
     """Read and project a whole segment, in another process."""
-    projector = Projector(gateway_id)
+    passed = _passed_before(directory, stretch)
+    if shards is not None:
+        part = _sharded(directory, stretch, gateway_id, shards)
+        if part is not None:
+            return _packed(_Segment(passed, [part]))
     parts = []
-    for batch, rows in _here(_alone(directory, stretch), projector):
+    for batch, rows in _here(_alone(directory, stretch), Projector(gateway_id)):
         parts.append(_Part(batch.end, batch.seen, batch.reaches, rows))
-    return _packed(_Segment(_passed_before(directory, stretch), parts))
+    return _packed(_Segment(passed, parts))
+
+
+def _sharded(directory: Path, stretch: Stretch, gateway_id: int, shards: Shards) -> _Part | None:
+    """Put the rows of a segment into a shard; None where not all are bills, or one of them comes twice."""
+    path = shards.folder / stretch.name.replace("/", "_")
+    projector, rows = Projector(gateway_id), Rows()
+    shard = Shard(path, shards.tables)
+    found: _Part | None = None
+    try:
+        for batch in _alone(directory, stretch):
+            projector.add(rows, batch.spans)
+            if rows.refused or rows.revisions:
+                found = None
+                break  # who writes them looks their lines up, batch by batch
+            shard.take(rows)
+            rows.shard = str(path), shard.bills
+            found = _Part(batch.end, batch.seen, (), rows)
+    except sqlite3.IntegrityError:
+        found = None
+    finally:
+        shard.close()
+    if found is None:
+        path.unlink()
+    return found
 
 
 def _alone(directory: Path, stretch: Stretch) -> Iterator[Batch]:

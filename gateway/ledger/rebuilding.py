@@ -7,6 +7,7 @@ unless the operator accepts exactly that.
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ import msgspec
 
 from gateway.ledger.follower import write_batch
 from gateway.ledger.position import Position, lost
-from gateway.ledger.reading import projected
+from gateway.ledger.reading import Read, Shards, projected
+from gateway.ledger.sharding import Spoiled, definitions
 from gateway.ledger.store import Store
 from gateway.ledger.tallying import Remembered
 from gateway.ledger.writing import accept_loss, defer_sums, enrol, forget, refill
@@ -85,29 +87,53 @@ def rebuild(
         store.run(lambda c: accept_loss(c, gateway_id, gone), writes=True)
     store.run(lambda c: defer_sums(c, gateway_id), writes=True)
     position = Position({segment: size for segment, (size, _) in gone.items()}, {})
-    bills = revisions = conflicts = refused = 0
+    done = dict.fromkeys(("bills", "revisions", "conflicts", "refused"), 0)
     known: set[int] = set()
     remembered: Remembered = {}
-    with _no_collections(), projected(directory, position, gateway_id, files, processes) as read:
-        for batch, rows in read:
+
+    def put(batches: Read) -> None:
+        for batch, rows in batches:
             written = write_batch(
                 store, gateway_id, position, batch, rows, known, remembered, now_ns(), sums=False
             )
-            bills += written.bills
-            revisions += written.revisions
-            conflicts += written.conflicts
-            refused += written.refused
+            for name in done:
+                done[name] += getattr(written, name)
             if progress is not None:
                 progress(position.bytes())
+
+    with (
+        _no_collections(),
+        store.kept_open(),
+        _workshop(store if processes > 1 else None) as shards,
+        projected(directory, position, gateway_id, files, processes, shards) as read,
+    ):
+        for piece in read:
+            try:
+                put(piece.batches)
+            except Spoiled:
+                remembered.clear()
+                put(piece.again())
         store.run(lambda c: refill(c, gateway_id), writes=True)
     return Rebuilt(
-        bills=bills,
-        revisions=revisions,
-        conflicts=conflicts,
-        refused=refused,
+        **done,
         lost=bills_gone,
         seconds=time.monotonic() - began,
     )
+
+
+@contextmanager
+def _workshop(store: Store | None) -> Iterator[Shards | None]:
+    """Make the folder for shards, and delete it with what a rebuild that was killed may have left in it."""
+    folder = None if store is None else store.workshop
+    if store is None or folder is None:
+        yield None
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield Shards(folder, store.run(definitions))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

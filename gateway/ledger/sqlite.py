@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from gateway.ledger.migrations import upgrade
+from gateway.ledger.sharding import NAME
 from gateway.ledger.store import LedgerBroken, LedgerUnavailable, told_apart
 
 T = TypeVar("T")
@@ -71,11 +72,27 @@ class SqliteStore:
         """Say whether the file was deleted or another one put in its place."""
         return _identity(self._path) != self._file
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
+    @property
+    def workshop(self) -> Path:
+        """A folder beside the file."""
+        return self._path.with_name(f"{self._path.name}.shards")
+
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Keep a connection: when the last one closes, SQLite writes all that is in the WAL to the file."""
+        if self._engine is None:
+            raise LedgerUnavailable("it is not open")
+        with told_apart(), self._engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1 FROM sqlite_master").all()
+            connection.rollback()
+            yield
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool = False, beside: Path | None = None) -> T:
         """Do some work in one transaction; see `Store.run`."""
         if self._engine is None:
             raise LedgerUnavailable("it is not open")
-        with told_apart(), self._engine.connect().execution_options(writes=writes) as connection:
+        options = {"writes": writes, "beside": beside}
+        with told_apart(), self._engine.connect().execution_options(**options) as connection:
             connection.begin()
             done = work(connection)
             connection.commit()
@@ -133,7 +150,10 @@ def _prepare(connection: Any, _: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
+    options = connection.get_execution_options()
+    writes, beside = options.get("writes", False), options.get("beside")
+    if beside is not None:  # which cannot be said within a transaction
+        connection.exec_driver_sql(f"ATTACH ? AS {NAME}", (str(beside),))
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

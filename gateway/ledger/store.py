@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import asyncpg
@@ -60,8 +61,20 @@ class Store(Protocol):
         """Say whether what was opened is no longer what stands at its place."""
         ...
 
-    def run(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
+    @property
+    def workshop(self) -> Path | None:
+        """A folder for files that `run` can have beside it; None where it can have none."""
+        ...
+
+    def kept_open(self) -> AbstractContextManager[None]:
+        """Keep what costs time to open and to close, between many transactions."""
+        ...
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool = False, beside: Path | None = None) -> T:
         """Do some work in one transaction, from any thread, and return what it returns.
+
+        Args:
+            beside: a file in the workshop: see `gateway.ledger.sharding`.
 
         Raises:
             LedgerUnavailable, LedgerBroken: nothing was changed; after a lost connection, perhaps all was.

@@ -25,6 +25,7 @@ from gateway.ledger.inserting import insert_missing, insert_rows
 from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of, tallies_of
 from gateway.ledger.revising import Origin, revise
 from gateway.ledger.rollups import fold, fold_all, sum_again
+from gateway.ledger.sharding import ids_in, take_over
 from gateway.ledger.tallying import Remembered, add_tallies
 from gateway.ledger.upserting import upsert_for
 
@@ -89,7 +90,7 @@ def write(
         remembered: tallies that surely stand there, and then those of `rows`, too.
 
     Raises:
-        Overtaken: nothing must be kept of this transaction.
+        Overtaken, Spoiled: nothing must be kept of this transaction.
     """
     _move(connection, gateway_id, stretch)
     for table, shared in (
@@ -101,6 +102,9 @@ def write(
         fresh = [(key, *shared[key]) for key in sorted(shared) if known is None or key not in known]
         if fresh:
             insert_missing(connection, table, fresh)
+    if rows.shard is not None:
+        assert not sums  # a shard is for a rebuild
+        take_over(connection)
     fresh_bills, places, clashes = _insert_bills(connection, rows)
     if sums and fresh_bills:
         fold(connection, fresh_bills)
@@ -111,12 +115,13 @@ def write(
     def origin(revision: Revision) -> Origin:
         return _origin(stretch, revision.place)
 
-    revised = revise(connection, gateway_id, [str(bill[0]) for bill in fresh_bills], rows.revisions, origin)
+    settled = ids_in(connection) if rows.shard is not None else (str(bill[0]) for bill in fresh_bills)
+    revised = revise(connection, gateway_id, settled, rows.revisions, origin)
     if sums and revised.touched:
         sum_again(connection, with_rows(connection, revised.touched))
     _note(connection, gateway_id, stretch, clashes, revised.clashes, rows.refused, now_unix_ns)
     return Written(
-        bills=len(fresh_bills),
+        bills=len(fresh_bills) if rows.shard is None else rows.shard[1],
         revisions=revised.fresh,
         again=len(rows.bills) - len(fresh_bills) - len(clashes) + revised.again,
         conflicts=len(clashes) + len(revised.clashes),

@@ -11,12 +11,13 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import func, select, update
 
-from gateway.ledger import schema
+from gateway.ledger import schema, writing
 from gateway.ledger.opening import passed_in
 from gateway.ledger.periods import Period
 from gateway.ledger.queries import After, Costs, Filters, Group, costs, lines_of, records
 from gateway.ledger.queries import after as after_token
 from gateway.ledger.rebuilding import WouldLose, rebuild
+from gateway.ledger.sharding import Spoiled
 from gateway.ledger.store import LedgerNewer, Store
 from gateway.ledger.writing import Overtaken, refill
 from otel.journal.files import Files
@@ -372,6 +373,38 @@ def test_two_gateways_share_a_ledger_and_a_rebuild_touches_only_its_own(
     other = rebuild(second, store)
     assert other.bills == 5
     assert everything(store) == before
+
+
+def test_bills_that_are_there_already_spoil_no_rebuild_by_other_processes(
+    tmp_path: Path, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_journal(tmp_path / "one"), make_journal(tmp_path / "two")
+    (second / "folder-id").write_text("f" * 32)
+    for number in range(5):
+        append_bill(second, 100 + number, lambda text: text)
+    store = ledger()
+    one = caught_up(first, store).stats.bills
+    two = caught_up(second, store)
+    assert (two.stats.bills, two.stats.again) == (5, one)
+    before = everything(store)
+    spoiled = []
+    take_over = writing.take_over
+
+    def spied(connection: Any) -> None:
+        try:
+            take_over(connection)
+        except Spoiled:
+            spoiled.append(1)
+            raise
+
+    monkeypatch.setattr(writing, "take_over", spied)
+    assert rebuild(second, store, processes=2).bills == 5
+    assert everything(store) == before
+    on_sqlite = type(store).__name__ == "SqliteStore"
+    assert bool(spoiled) == on_sqlite, "no shard had a bill that was there"
+    rebuild(first, store, processes=2)
+    assert everything(store) == before
+    assert store.workshop is None or not store.workshop.exists()
 
 
 def test_a_rebuilt_ledger_is_the_same_row_for_row(folder: Path, ledger: MakeStore) -> None:
