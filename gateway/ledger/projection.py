@@ -7,7 +7,6 @@ revision says only what is new, and becomes a row together with its bill (`gatew
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -15,7 +14,6 @@ from typing import Final
 import msgspec
 
 from gateway.core.dimensions import DIMENSIONS
-from gateway.core.money import PICO_PER_USD
 from gateway.ledger.observed import observed, tally
 from gateway.ledger.schema import TOKENS, bills
 from gateway.ledger.stated import Facts, Span, facts_of, span_of
@@ -26,6 +24,9 @@ Value = str | int | bool | None
 Row = tuple[Value, ...]
 
 INT64_MAX: Final = 2**63 - 1
+PLACES: Final = 12
+"""Digits of an amount in USD behind the point: whole pico-USD."""
+DIGITS_MAX: Final = 40
 UNITS_MAX: Final = 10**12
 """Units of one dimension in one bill: nine million such bills still add up within 64 bits."""
 SMALL_MAX: Final = 2**31 - 1
@@ -56,7 +57,7 @@ class _ChargeLine(msgspec.Struct, frozen=True):
 
 
 _decode_line: Final = msgspec.json.Decoder(_ChargeLine).decode
-_AMOUNT: Final = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]{1,12}))?", re.ASCII)
+_TEN_TO: Final[list[int]] = [10**power for power in range(PLACES + 1)]
 _CACHE_WRITE_OLDER: Final = "gen_ai.usage.cache_creation.input_tokens"
 _OWN_ATTRIBUTES: Final = tuple(DIMENSIONS[name].attribute for name in TOKENS)
 _OTHERS: Final = {d.attribute: name for name, d in DIMENSIONS.items() if name not in TOKENS}
@@ -323,16 +324,17 @@ def _pico(usd: object) -> int:
     Raises:
         Refused: it is none, or is over 9.2 million USD.
     """
-    match = _AMOUNT.fullmatch(usd) if type(usd) is str else None
-    if match is None:
-        raise Refused(f"{usd!r} is no exact amount of USD")
-    sign, whole, fraction = match.groups()
-    pico = int(whole) * PICO_PER_USD
-    if fraction is not None:
-        pico += int(fraction.ljust(12, "0"))
+    if type(usd) is not str or not usd.isascii():
+        raise Refused(f"{usd!r:.60} is no exact amount of USD")
+    below_zero = usd.startswith("-")
+    whole, point, fraction = (usd[1:] if below_zero else usd).partition(".")
+    digits = whole + fraction
+    if not whole or bool(point) != bool(fraction) or len(fraction) > PLACES or not digits.isdigit():
+        raise Refused(f"{usd!r:.60} is no exact amount of USD")
+    pico = int(digits) * _TEN_TO[PLACES - len(fraction)] if len(digits) <= DIGITS_MAX else INT64_MAX + 1
     if pico > INT64_MAX:
-        raise Refused(f"{usd} USD is more than a ledger holds in one amount")
-    return -pico if sign else pico
+        raise Refused(f"{usd:.60} USD is more than a ledger holds in one amount")
+    return -pico if below_zero else pico
 
 
 def _bounded(value: object, most: int, what: str) -> int:

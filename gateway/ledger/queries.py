@@ -50,6 +50,10 @@ _ACCOUNT: Final = {
     "team": schema.accounts.c.team,
     "project": schema.accounts.c.project,
 }
+_SUMMED: Final = (
+    *("record_id", "revision", "account_id", "route_id", "status", "error_type", "cost_pico"),
+    *(f"{name}_tokens" for name in TOKENS),
+)
 _ROUTE: Final = {"provider": schema.routes.c.provider, "model": schema.routes.c.model}
 
 
@@ -176,14 +180,17 @@ def _sums(
         for name, columns in (("account_id", _ACCOUNT), ("route_id", _ROUTE))
         if set(group_by) & set(columns)
     ]
-    keys = [parts.c.label, *(table.c[name] for name in ids), table.c.status]
+    found: FromClause = parts.join(table, (table.c[when] >= parts.c.start) & (table.c[when] < parts.c.end))
+    day = parts.c.label
+    if grain == "bill":
+        # First what lies in these hours, by the index of time, and only then whose it is: a planner that
+        # begins with a user reads all bills that the user ever had.
+        near = select(day, *[table.c[name] for name in _SUMMED]).select_from(found).cte("near")
+        found = table = near.prefix_with("MATERIALIZED")
+        day = table.c.label
+    keys = [day, *(table.c[name] for name in ids), table.c.status]
     sums = sums_of_bills(table) if grain == "bill" else sums_of_sums(table)
-    inner = (
-        select(*keys, *sums)
-        .select_from(parts.join(table, (table.c[when] >= parts.c.start) & (table.c[when] < parts.c.end)))
-        .where(*_where(table, filters))
-        .group_by(*keys)
-    )
+    inner = select(*keys, *sums).select_from(found).where(*_where(table, filters)).group_by(*keys)
     if grain == "bill":
         inner = inner.where(counts(table))
     by = inner.subquery("sums")

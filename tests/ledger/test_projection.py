@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.usage import Usage
 from gateway.ledger import schema
-from gateway.ledger.projection import INT64_MAX, Projector, Rows, id_of
+from gateway.ledger.projection import INT64_MAX, Projector, Refused, Rows, _pico, id_of
 from gateway.ledger.schema import split, total_pico
 from gateway.recording.span import billing_span
 from otel.schema import encode_span, resource_spans_frame
@@ -120,3 +124,16 @@ def test_the_same_line_gives_the_same_row_in_any_company() -> None:
 def test_amounts_in_two_parts_are_the_amount() -> None:
     for pico in (0, 1, -1, 10**9, 10**9 - 1, -(10**9) - 1, INT64_MAX, -INT64_MAX):
         assert total_pico(*split(pico)) == pico
+
+
+@given(
+    st.from_regex(r"-?[0-9]{0,25}\.?[0-9]{0,14}", fullmatch=True) | st.text("0123456789.-eE+ ²٣", max_size=8)
+)
+def test_an_amount_is_read_exactly_or_refused(usd: str) -> None:
+    exact = re.fullmatch(r"-?[0-9]+(\.[0-9]{1,12})?", usd, re.ASCII)
+    expected = int(Fraction(usd) * 10**12) if exact is not None else None
+    if expected is None or abs(expected) > INT64_MAX:
+        with pytest.raises(Refused):
+            _pico(usd)
+    else:
+        assert _pico(usd) == expected
