@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Final, Literal
 
 import msgspec
@@ -19,19 +18,23 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from otel.observation import (
+    FIRST_CHUNK_BUCKETS_S,
+    LATENCY_BUCKETS_S,
+    TO,
+    Observation,
+    Tally,
+    TallyLabels,
+    fallbacks_of,
+)
+
 SERIES_MAX: Final = 20_000
 """Label sets per metric; one more is counted under `other`."""
 MODELS_MAX: Final = 2_000
-LATENCY_BUCKETS_S: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-FIRST_CHUNK_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 PICO_PER_USD: Final = 10**12
 OTHER: Final = "other"
-_LATENCY_NS: Final = [round(bound * 1e9) for bound in LATENCY_BUCKETS_S]
-_FIRST_CHUNK_NS: Final = [round(bound * 1e9) for bound in FIRST_CHUNK_BUCKETS_S]
 
 Labels = tuple[str, ...]
-TallyLabels = tuple[str, str, str, str, str, str | None]
-"""Key, provider, model, status, status of the bill, and type of the error, as in an `Observation`."""
 
 
 class Histogram:
@@ -57,75 +60,6 @@ class Histogram:
             total += count
             rows.append(("+Inf" if bound is None else repr(bound / 1e9), total))
         return rows
-
-
-class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """One bill in the words of the metrics.
-
-    Args:
-        cost_pico_usd: None where the bill has no cost: it is then counted by status and added nowhere.
-        tokens: dimension to count, only what was reported.
-        tried: providers, in the order in which they were called.
-    """
-
-    api_key_id: str
-    provider: str
-    model: str
-    status: str
-    bill_status: str
-    latency_ns: int
-    error_type: str | None = None
-    cost_pico_usd: int | None = None
-    tokens: dict[str, int] = {}
-    time_to_first_chunk_ns: int | None = None
-    tried: tuple[str, ...] = ()
-
-
-class Tally(msgspec.Struct, kw_only=True):
-    """What bills with the same labels come to, for somebody to keep.
-
-    Args:
-        cost_pico_usd: None where none of them has a cost.
-        latency, first_chunk: counts per bucket.
-    """
-
-    bills: int = 0
-    cost_pico_usd: int | None = None
-    tokens: dict[str, int] = {}
-    latency: list[int] = msgspec.field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
-    latency_ns: int = 0
-    first_chunk: list[int] = msgspec.field(default_factory=lambda: [0] * (len(FIRST_CHUNK_BUCKETS_S) + 1))
-    first_chunk_ns: int = 0
-
-    def observe(self, o: Observation) -> None:
-        """Add one bill."""
-        self.bills += 1
-        if o.cost_pico_usd is not None:
-            self.cost_pico_usd = (self.cost_pico_usd or 0) + o.cost_pico_usd
-        for dimension, units in o.tokens.items():
-            self.tokens[dimension] = self.tokens.get(dimension, 0) + units
-        self.latency[bisect_left(_LATENCY_NS, o.latency_ns)] += 1
-        self.latency_ns += o.latency_ns
-        if o.time_to_first_chunk_ns is not None:
-            self.first_chunk[bisect_left(_FIRST_CHUNK_NS, o.time_to_first_chunk_ns)] += 1
-            self.first_chunk_ns += o.time_to_first_chunk_ns
-
-    def add(self, other: Tally) -> None:
-        """Add what other bills with these labels come to."""
-        self.bills += other.bills
-        if other.cost_pico_usd is not None:
-            self.cost_pico_usd = (self.cost_pico_usd or 0) + other.cost_pico_usd
-        for dimension, units in other.tokens.items():
-            self.tokens[dimension] = self.tokens.get(dimension, 0) + units
-        self.latency = [a + b for a, b in zip(self.latency, other.latency, strict=True)]
-        self.latency_ns += other.latency_ns
-        self.first_chunk = [a + b for a, b in zip(self.first_chunk, other.first_chunk, strict=True)]
-        self.first_chunk_ns += other.first_chunk_ns
-
-
-def labels_of(o: Observation) -> TallyLabels:
-    """Return under which labels a bill is tallied."""
-    return o.api_key_id, o.provider, o.model, o.status, o.bill_status, o.error_type
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,9 +119,8 @@ class Metrics(Collector):
             _add(self._cost, (key, provider, model), o.cost_pico_usd)
         for dimension, units in o.tokens.items():
             _add(self._tokens, (key, provider, model, dimension), units)
-        for before, after in pairwise(o.tried):
-            if before != after:
-                _add(self._fallbacks, (key, before, after), 1)
+        for before, after in fallbacks_of(o.tried):
+            _add(self._fallbacks, (key, before, after), 1)
         labels = (key, provider)
         histogram = self._latency.get(labels)
         if histogram is None:
@@ -211,6 +144,9 @@ class Metrics(Collector):
             _add(self._cost, (key, provider, model), tally.cost_pico_usd)
         for dimension, units in tally.tokens.items():
             _add(self._tokens, (key, provider, model, dimension), units)
+        for pair, count in tally.fallbacks.items():
+            before, _, after = pair.partition(TO)
+            _add(self._fallbacks, (key, before, after), count)
         self._distribute(self._latency, LATENCY_BUCKETS_S, (key, provider), tally.latency, tally.latency_ns)
         if any(tally.first_chunk):
             counts, sum_ns = tally.first_chunk, tally.first_chunk_ns
@@ -271,14 +207,15 @@ class Metrics(Collector):
         histogram.sum_ns += sum_ns
 
     def _sums(self) -> tuple[dict[Labels, int], ...]:
+        """Return all series; those of bills stand first."""
         return (
             self._requests,
             self._errors,
             self._cost,
             self._records,
             self._tokens,
-            self._refused,
             self._fallbacks,
+            self._refused,
             self._limited,
         )
 
@@ -355,21 +292,23 @@ class Metrics(Collector):
 
 
 def without_bills(state: State) -> State:
-    """Return what a state counts besides bills: refusals, which stand last, and readings."""
-    bills = len(state.sums) - 1
-    nothing: tuple[dict[Labels, int], ...] = tuple({} for _ in range(bills))
+    """Return what a state counts besides bills: refusals and readings."""
+    nothing: tuple[dict[Labels, int], ...] = tuple({} for _ in range(_BILL_SUMS))
     return msgspec.structs.replace(
         state,
-        sums=(*nothing, state.sums[bills]),
+        sums=(*nothing, *state.sums[_BILL_SUMS:]),
         distributions=tuple({} for _ in state.distributions),
     )
 
 
 def bills_only(state: State) -> State:
     """Return what a state counts of bills."""
-    return msgspec.structs.replace(state, sums=(*state.sums[:-1], {}), readings=())
+    others: tuple[dict[Labels, int], ...] = tuple({} for _ in state.sums[_BILL_SUMS:])
+    return msgspec.structs.replace(state, sums=(*state.sums[:_BILL_SUMS], *others), readings=())
 
 
+_BILL_SUMS: Final = 6
+"""So many of `State.sums`, which stand first, count bills."""
 _COST: Final = 2
 """Where the cost stands in `State.sums`; its labels name every model that was counted."""
 

@@ -16,7 +16,8 @@ from gateway.core.answered import status_of
 from gateway.core.exchange import Exchange
 from gateway.core.money import pico_to_usd
 from gateway.logs import Lines, timestamp
-from otel.metrics import Metrics, Observation
+from otel.metrics import Metrics
+from otel.observation import Observation
 from otel.server_span import record_attempt_span, record_server_span
 from otel.traces import Traces
 

@@ -7,7 +7,7 @@ from typing import Final
 from gateway.core.answered import status_of
 from gateway.core.dimensions import DIMENSIONS
 from gateway.ledger.stated import Facts
-from otel.metrics import Observation, Tally, TallyLabels, labels_of
+from otel.observation import Observation, Tally, TallyLabels, labels_of
 
 _COUNTS: Final = {d.attribute: name for name, d in DIMENSIONS.items()} | {
     "gen_ai.usage.cache_creation.input_tokens": "cache_write"
@@ -37,6 +37,7 @@ def observed(a: Facts, cost_pico: int | None) -> Observation:
         cost_pico_usd=cost_pico,
         tokens={_COUNTS[name]: a[name] for name in _COUNTS.keys() & a.keys()},
         time_to_first_chunk_ns=None if first_s is None else round(first_s * 1e9),
+        tried=tuple(get("billing.providers_tried", ())),
     )
 
 

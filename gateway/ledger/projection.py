@@ -18,7 +18,7 @@ from gateway.ledger.observed import observed, tally
 from gateway.ledger.schema import TOKENS, bills
 from gateway.ledger.stated import Facts, Span, facts_of, span_of
 from otel.journal.audit.bills import STATUSES
-from otel.metrics import Tally, TallyLabels
+from otel.observation import Tally, TallyLabels
 
 Value = str | int | bool | None
 Row = tuple[Value, ...]

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, delete, select
 
 from gateway.ledger import schema
 from gateway.ledger.upserting import insert_into
-from otel.metrics import Metrics, Tally, TallyLabels
+from otel.metrics import Metrics
+from otel.observation import Tally, TallyLabels
 from otel.totals import Totals
 
 GONE: Final = ""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from otel.metrics import MODELS_MAX, Metrics, Observation
+from otel.metrics import MODELS_MAX, Metrics
+from otel.observation import Observation
 from tests.attacks.chaos import Chaos, Reset
 from tests.attacks.inprocess import KEY, PROVIDER_KEY, UNCOUNTED, Attacked, attacked
 from tests.attacks.wires import CHAT, MESSAGES, STREAM_HEAD, WIRES, Wire, chunk, sized, streamed

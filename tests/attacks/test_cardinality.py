@@ -16,7 +16,8 @@ from gateway.pricing.catalogue import MEMO_MAX, Catalogue, packaged_rates
 from gateway.routes import ROUTES_MAX
 from gateway.routing.targets import Router
 from gateway.settings import Settings
-from otel.metrics import MODELS_MAX, SERIES_MAX, Metrics, Observation
+from otel.metrics import MODELS_MAX, SERIES_MAX, Metrics
+from otel.observation import Observation
 
 NAMES = 100_000
 NAME_BYTES = 300

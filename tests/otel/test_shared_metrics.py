@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from otel.metrics import Metrics, Observation, Reading, counter, gauge
+from otel.metrics import Metrics, Reading, counter, gauge
+from otel.observation import Observation
 from otel.shared_metrics import _HEAD, FRESH_S, SHARE, Board, SharedMetrics
 from otel.totals import Totals
 
