@@ -30,6 +30,7 @@ from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
 from gateway.api.access import Access
 from gateway.api.correlation import Ids
+from gateway.api.costs import Ledger, costs_router
 from gateway.api.doors import Readiness, fastapi_app
 from gateway.api.inference import Doors
 from gateway.api.keys import keys_router
@@ -161,6 +162,7 @@ def create_app(
     routes = routes_of(settings, router, providers)
     chooser, cost = chooser_of(settings, random.random), cost_of(book)
     behind = Behind(settings, files, environ, operator=access.operator_in)
+    ledger = Ledger(behind.asker, settings.journal.directory, files)
     metrics = Metrics(
         lambda: [*_own_health(writer, lines), *behind.health(), *plane.health(), *limiting.health()]
     )
@@ -229,6 +231,7 @@ def create_app(
             own_limits_router(access, limiting.guard),
             keys_router(access, plane.keys),
             selfcheck_router(access, behind.check(counters.whole).check),
+            costs_router(access, ledger),
         ],
         lifespan=_lifespan(
             settings.journal.directory,

@@ -22,6 +22,7 @@ from gateway.daybook.daylog import DayLog
 from gateway.daybook.keeper import Keeper
 from gateway.daybook.keeping import naming_of
 from gateway.daybook.settings import DebugSettings, LogFileSettings
+from gateway.ledger.asking import Asker
 from gateway.ledger.expiry import Expiry
 from gateway.ledger.follower import Follower
 from gateway.ledger.opening import first_look, passed_in, store_at
@@ -80,6 +81,7 @@ class Behind:
         self._files = files
         self._shipper = _shipper(settings, files, environ)
         self._follower = _follower(settings, files)
+        self.asker = Asker(lambda: _ledger(settings))
         self._remover = _remover(settings, files, shipped=self._shipper is not None)
         self.usage = _day_log(settings.logging.usage, "usage")
         self.errors = _day_log(settings.logging.errors, "errors")
@@ -99,6 +101,7 @@ class Behind:
 
     def stop(self) -> None:
         """End, with the journal closed."""
+        self.asker.close()
         if self._remover is not None:
             self._remover.stop(STOP_REMOVING_S)
         self._follower.stop(STOP_FOLLOWING_S)

@@ -43,6 +43,7 @@ VALUES_MAX: Final = 100
 PIECES_A_STATEMENT: Final = 2_000
 """Each piece takes three parameters, and PostgreSQL takes 32,767."""
 TOKEN_CHARS_MAX: Final = 512
+INSTANT_NS_MAX: Final = 2**63 - 1
 
 _ACCOUNT: Final = {
     "key": schema.accounts.c.key_id,
@@ -97,6 +98,15 @@ class Sums(msgspec.Struct, kw_only=True):
         for name, count in zip(TOKENS, counts, strict=True):
             if count is not None:
                 self.tokens[name] = self.tokens.get(name, 0) + int(count)
+
+    def merge(self, other: Sums) -> None:
+        """Add what other bills come to."""
+        self.bills += other.bills
+        self.priced += other.priced
+        self.errors += other.errors
+        self.cost_pico += other.cost_pico
+        for name, count in other.tokens.items():
+            self.tokens[name] = self.tokens.get(name, 0) + count
 
 
 class Group(msgspec.Struct, kw_only=True):
@@ -256,6 +266,8 @@ def after(token: str) -> After:
         ended, record_id = msgspec.json.decode(
             base64.b64decode(token, altchars=b"-_", validate=True), type=tuple[int, str]
         )
+        if not 0 <= ended <= INSTANT_NS_MAX or "\0" in record_id:
+            raise ValueError
         return After(ended, record_id)
     except (ValueError, binascii.Error, msgspec.MsgspecError) as fault:
         raise ValueError("the cursor is none that this door gave out") from fault

@@ -1,0 +1,76 @@
+"""Documents: what the OpenAPI document says of doors that read their parameters themselves.
+
+FastAPI would answer a wrong parameter with its own 422; these doors answer in the envelope of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+Schema = dict[str, Any]
+
+ENVELOPE: Schema = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+"""What a refusal looks like, in OpenAI's words and in Anthropic's."""
+
+
+def schema_of(answer: type) -> Schema:
+    """Return the JSON schema of a type, whole, without references."""
+    (schema,), parts = msgspec.json.schema_components((answer,), ref_template="{name}")
+    found: Schema = _resolved(schema, parts)
+    return found
+
+
+def _resolved(schema: Any, parts: Mapping[str, Any]) -> Any:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return _resolved(parts[schema["$ref"]], parts)
+        return {key: _resolved(value, parts) for key, value in schema.items()}
+    return [_resolved(item, parts) for item in schema] if isinstance(schema, list) else schema
+
+
+def query(name: str, description: str, schema: Schema, *, repeats: bool = False) -> dict[str, Any]:
+    """Return a parameter of the query; one that `repeats` may stand there several times."""
+    found: dict[str, Any] = {"name": name, "in": "query", "required": False, "description": description}
+    if repeats:
+        return {**found, "style": "form", "explode": True, "schema": {"type": "array", "items": schema}}
+    return {**found, "schema": schema}
+
+
+def answers(content: Mapping[str, Schema], description: str, statuses: Sequence[int]) -> dict[int | str, Any]:
+    """Return the answers of a door: the good one by content type, and refusals in the envelope."""
+    why = {
+        400: "A parameter is wrong; `param` names it",
+        401: "Missing or unknown key",
+        403: "Not with this key",
+        404: "There is no such thing, or it is not yours",
+        503: "The ledger cannot be read now; `Retry-After` says when to ask again",
+    }
+    found: dict[int | str, Any] = {
+        200: {"description": description, "content": {kind: {"schema": s} for kind, s in content.items()}}
+    }
+    for status in statuses:
+        found[status] = {
+            "description": why[status],
+            "content": {"application/json": {"schema": ENVELOPE}},
+        }
+        if status == 503:
+            found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return found
