@@ -287,6 +287,20 @@ tallies: Final = Table(
 )
 """What the gateway's counters count of each writer's bills, as they were settled; under an empty name of all
 writers that are gone. Both texts are JSON: see `gateway.ledger.tallying`."""
+feeds: Final = Table("feeds", metadata, _id("gateway_id"), _text("epoch"), _int("last"))
+"""For each gateway the random name and the last number of its feed; made again, it has another name."""
+
+feed: Final = Table(
+    "feed",
+    metadata,
+    _id("gateway_id"),
+    _id("number"),
+    _text("record_id"),
+    Column("revision", Integer, nullable=False),
+    Column("replaces", Integer),
+    sqlite_with_rowid=False,
+)
+"""Rows of `bills` in the order in which they came to count, and which revision each one took the place of."""
 
 
 def split(pico: int) -> tuple[int, int]:

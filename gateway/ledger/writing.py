@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gateway.ledger import schema
 from gateway.ledger.expiry import with_rows
+from gateway.ledger.feed import append, number_again
 from gateway.ledger.inserting import insert_missing, insert_rows
 from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of, tallies_of
 from gateway.ledger.revising import Origin, revise
@@ -84,7 +85,7 @@ def write(
     """Write rows and move the cursor.
 
     Args:
-        sums: keep the roll-ups; without it `refill` must follow.
+        sums: keep the roll-ups and the feed; without it `refill` must follow.
         known: ids of what many bills share that are surely there; the caller adds those of `rows` to it once
             the transaction is done.
         remembered: tallies that surely stand there, and then those of `rows`, too.
@@ -119,6 +120,8 @@ def write(
     revised = revise(connection, gateway_id, settled, rows.revisions, origin)
     if sums and revised.touched:
         sum_again(connection, with_rows(connection, revised.touched))
+    if sums:
+        append(connection, gateway_id, fresh_bills, revised.touched)
     _note(connection, gateway_id, stretch, clashes, revised.clashes, rows.refused, now_unix_ns)
     return Written(
         bills=len(fresh_bills) if rows.shard is None else rows.shard[1],
@@ -148,10 +151,11 @@ def defer_sums(connection: Connection, gateway_id: int) -> None:
 
 
 def refill(connection: Connection, gateway_id: int) -> None:
-    """Make the roll-ups of a gateway again, from its bills."""
+    """Make the roll-ups and the feed of a gateway again, from its bills."""
     for index in schema.bills.indexes:
         index.create(connection, checkfirst=True)
     fold_all(connection, gateway_id)
+    number_again(connection, gateway_id)
     _due(connection, gateway_id, due=False)
 
 
@@ -174,6 +178,8 @@ def forget(connection: Connection, gateway_id: int) -> None:
         schema.waiting,
         schema.horizons,
         schema.tallies,
+        schema.feed,
+        schema.feeds,
     ):
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
 

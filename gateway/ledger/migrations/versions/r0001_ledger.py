@@ -47,6 +47,7 @@ def upgrade() -> None:
     _conflicts()
     _waiting()
     _tallies()
+    _feed()
     op.execute(CURRENT_BILLS)
 
 
@@ -320,5 +321,23 @@ def _tallies() -> None:
         sa.Column("writer", sa.Text(), primary_key=True),
         sa.Column("labels", sa.Text(), primary_key=True),
         sa.Column("tally", sa.Text(), nullable=False),
+        sqlite_with_rowid=False,
+    )
+
+
+def _feed() -> None:
+    op.create_table(
+        "feeds",
+        sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("epoch", sa.Text(), nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+    )
+    op.create_table(
+        "feed",
+        sa.Column("gateway_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("number", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("record_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("replaces", sa.Integer()),
         sqlite_with_rowid=False,
     )
