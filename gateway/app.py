@@ -30,6 +30,7 @@ from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
 from gateway.api.access import Access
 from gateway.api.correlation import Ids
+from gateway.api.cost_exports import exports_router
 from gateway.api.costs import Ledger, costs_router
 from gateway.api.doors import Readiness, fastapi_app
 from gateway.api.inference import Doors

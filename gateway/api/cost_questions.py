@@ -149,8 +149,13 @@ def own(filters: Filters, identity: Identity | None, *, named: bool) -> Filters:
     return msgspec.structs.replace(filters, **{field: (mine,)})
 
 
-def values_of(items: Items, known: Iterable[str]) -> dict[str, list[str]]:
+def values_of(
+    items: Items, known: Iterable[str], longer: Mapping[str, int] | None = None
+) -> dict[str, list[str]]:
     """Return the values of each parameter of a door that knows these.
+
+    Args:
+        longer: parameters that may have more characters than VALUE_CHARS_MAX.
 
     Raises:
         CallerError: 400, one is unknown, or no text for a database.
@@ -160,8 +165,9 @@ def values_of(items: Items, known: Iterable[str]) -> dict[str, list[str]]:
     for name, value in items:
         if name not in known:
             raise wrong(name[:64], f"is no parameter of this door; there are {', '.join(known)}")
-        if len(value) > VALUE_CHARS_MAX:
-            raise wrong(name, f"has at most {VALUE_CHARS_MAX} characters")
+        chars_max = (longer or {}).get(name, VALUE_CHARS_MAX)
+        if len(value) > chars_max:
+            raise wrong(name, f"has at most {chars_max} characters")
         if "\0" in value or not _is_text(value):
             raise wrong(name, "holds characters that no text has")
         values.setdefault(name, []).append(value)
