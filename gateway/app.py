@@ -233,6 +233,7 @@ def create_app(
             keys_router(access, plane.keys),
             selfcheck_router(access, behind.check(counters.whole).check),
             costs_router(access, ledger),
+            exports_router(access, ledger),
         ],
         lifespan=_lifespan(
             settings.journal.directory,

@@ -13,6 +13,7 @@ import typer
 
 from gateway import __version__
 from gateway.cli import ledger as ledger_commands
+from gateway.cli.costs import costs, export_app
 from gateway.cli.keys import app as keys
 from gateway.cli.prices import app as prices
 from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
@@ -25,6 +26,8 @@ app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, h
 app.add_typer(prices, name="prices")
 app.add_typer(keys, name="keys")
 app.add_typer(ledger_commands.app)
+app.add_typer(export_app)
+app.command()(costs)
 
 
 def main() -> None:
