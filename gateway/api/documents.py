@@ -31,6 +31,15 @@ ENVELOPE: Schema = {
 """What a refusal looks like, in OpenAI's words and in Anthropic's."""
 
 
+_AT_THE_SOCKET = {
+    "400": "The request cannot be read",
+    "404": "No such door: the path was another one",
+    "408": "The request did not come to its end in time",
+    "414": "The target is too long",
+    "431": "The head is too large",
+}
+
+
 def schema_of(answer: type) -> Schema:
     """Return the JSON schema of a type, whole, without references."""
     (schema,), parts = msgspec.json.schema_components((answer,), ref_template="{name}")
@@ -74,3 +83,18 @@ def answers(content: Mapping[str, Schema], description: str, statuses: Sequence[
         if status == 503:
             found[status]["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
     return found
+
+
+def complete(document: Schema) -> None:
+    """Add to a document what holds of every door, and take out what FastAPI only supposes.
+
+    What is no HTTP is refused at the socket with 400, 408, 414 or 431, whatever door it was meant for. A
+    text in a path is never wrong as such, so that no door without a body answers 422.
+    """
+    for path in document["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            if "requestBody" not in operation:
+                responses.pop("422", None)
+            for status, why in _AT_THE_SOCKET.items():
+                responses.setdefault(status, {"description": why})

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from gateway.admission.permission import Holder
 from gateway.api.correlation import CorrelationMiddleware, Ids
+from gateway.api.documents import complete
 from gateway.core.errors import CallerError, GatewayFault, SpanbillError
 from gateway.protocols.base import Protocol
 from otel.server_span import path_without_secrets, query_without_secrets
@@ -248,6 +249,7 @@ def _document_inference(app: FastAPI, protocols: Mapping[str, Protocol]) -> None
             paths = schema["paths"]
             for path, protocol in protocols.items():
                 paths[path] = {"post": _inference_operation(protocol)}
+            complete(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
