@@ -45,6 +45,7 @@ format: $(STAMP) ## put the code into the house's form
 bench: $(STAMP) ## compare with a direct call and a bare reverse proxy; rebuild and ask a ledger
 	@$(BIN)/python benchmarks/run.py
 	@$(BIN)/python benchmarks/ledger.py
+	@$(BIN)/python benchmarks/cost_doors.py
 
 stack: $(STAMP) ## build (once) and start the real Collector, Jaeger and Prometheus on loopback
 	@$(BIN)/python deploy/stack.py up
