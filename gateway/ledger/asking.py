@@ -33,6 +33,8 @@ QUESTION_S: Final = 15.0
 """Longest question; its statements are broken off in the database."""
 ANSWER_S: Final = 20.0
 """Longest wait of a caller, for a thread and for the question."""
+CLOSE_S: Final = 2.0
+"""How long shutdown waits for connections to close."""
 AGAIN_S: Final = 2
 LOOK_EVERY: Final = 50_000
 """Steps of SQLite's machine, well under a millisecond, between two looks at the clock."""
@@ -82,6 +84,12 @@ class Asker:
     def close(self) -> None:
         """Let go of the ledger; questions that wait are refused, those in work end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        # In a thread, for the caller may be in a loop; a connection whose question goes on ends with it.
+        closing = threading.Thread(target=self._let_go, name="ledger-questions-end", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+
+    def _let_go(self) -> None:
         for store in self._stores:
             store.close()
 
