@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from gateway.app import create_app
 from gateway.ledger.asking import Asker
 from gateway.ledger.store import Store
-from gateway.settings import AdminSettings, JournalSettings, KeySettings, LedgerSettings, Settings
+from gateway.settings import AdminSettings, JournalSettings, KeySettings, Settings
 from tests.ledger.books import USERS, bills_of, caught_up, write_bills
 
 ADMIN = "adm-5f1d9a7c3b2e4f60aa91"
@@ -30,7 +30,7 @@ def settings_for(journal: Path, url: str = "", **more: Any) -> Settings:
         ),
         admin=AdminSettings(key=SecretStr(ADMIN)),
         journal=JournalSettings(directory=journal, durability="process"),
-        ledger=LedgerSettings(url=SecretStr(url)),
+        ledger={"url": url},
         **more,
     )
 
