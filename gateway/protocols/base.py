@@ -23,6 +23,8 @@ from gateway.core.exchange import Reply, Said
 StreamUsage = Literal["on_request", "always"]
 """Whether a provider reports usage of a stream only when `stream_options.include_usage` asks for it."""
 
+OutputLimit = Literal["max_tokens", "max_completion_tokens"]
+
 EVENT_BYTES_MAX = 8 * 1024 * 1024
 """A stream event that grows past this ends the stream as an upstream error: nothing may grow unbounded."""
 
@@ -34,11 +36,15 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
         reasoning_in_output: the reported output count already includes reasoning tokens.
         hidden_output: tokens that only the total holds are output: hidden thinking.
         stream_usage: see `StreamUsage`.
+        output_limit: the member that bounds the output; who writes a request for the provider asks.
+        reasoning_content: an assistant's earlier thoughts go back to the provider under that name.
     """
 
     reasoning_in_output: bool = True
     hidden_output: bool = False
     stream_usage: StreamUsage = "on_request"
+    output_limit: OutputLimit = "max_tokens"
+    reasoning_content: bool = False
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

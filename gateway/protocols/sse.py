@@ -53,6 +53,12 @@ def payload_of(event: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def events_in(data: bytes) -> list[bytes]:
+    """Return the whole events in `data`, without the blank lines that end them."""
+    pieces = _BLANK_LINE.split(data) if data.count(b"\r") else data.split(b"\n\n")
+    return [piece for piece in pieces if piece]
+
+
 class EventMeter:
     """The part of a stream meter that all protocols share.
 

@@ -1,0 +1,1 @@
+"""The language of chat completions: requests, whole replies and streams, read and written."""

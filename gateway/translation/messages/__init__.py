@@ -1,0 +1,1 @@
+"""The language of messages: requests, whole replies and streams, read and written."""

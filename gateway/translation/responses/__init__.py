@@ -1,0 +1,1 @@
+"""The language of responses: requests, whole replies and streams, read and written."""
