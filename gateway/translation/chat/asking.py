@@ -10,6 +10,7 @@ from gateway.translation.attachments import from_url
 from gateway.translation.chat import thoughts
 from gateway.translation.effort import level_named
 from gateway.translation.meaning import (
+    CacheHint,
     Call,
     Choice,
     Conversation,
@@ -156,10 +157,9 @@ def _part(part: Members) -> Part:
     return found
 
 
-def _image(part: Members, hint: Any) -> Image:
-    inner = part.inner("image_url")
-    if inner is None:
-        raise invalid(part.at("image_url"), f"`{part.at('image_url')}` is missing")
+def _image(part: Members, hint: CacheHint | None) -> Image:
+    given = part.take("image_url")
+    inner = Members({"url": given} if isinstance(given, str) else given, part.at("image_url"), part.target)
     url, media_type, data = from_url(inner.needed_text("url"))
     detail = inner.text("detail")
     inner.done({"format"})
@@ -188,7 +188,7 @@ def _calls(message: Members) -> Iterator[Part]:
         arguments = inner.text("input" if freeform else "arguments") or ""
         yield Call(id=identity, name=inner.needed_text("name"), arguments=arguments, freeform=freeform)
         inner.done()
-        call.done()
+        call.done({"cache_control"})
 
 
 def _tool(tool: Members) -> Tool:
