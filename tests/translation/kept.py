@@ -250,7 +250,7 @@ def kept_answer(answer: Answer, language: Language) -> Answer:
         refusal = _text("".join([text.text for text in texts if text.refusal]), refusal=True)
         parts = [*thoughts, *said, *refusal, *calls]  # type: ignore[list-item]
     elif language == "messages":
-        parts = [Text(text=part.text) if isinstance(part, Text) else part for part in parts]
+        parts = [_in_blocks(part) for part in parts]
     parts = [part for part in parts if isinstance(part, Call) or part.text or getattr(part, "seal", None)]
     stop = answer.stop
     if language != "messages" and stop == "stop_sequence":
@@ -262,6 +262,18 @@ def kept_answer(answer: Answer, language: Language) -> Answer:
         stop = "tool" if calls else "filtered" if refused else "end"
     sequence = answer.stop_sequence if language == "messages" else None
     return replace(answer, parts=tuple(parts), stop=stop, stop_sequence=sequence)
+
+
+def _in_blocks(part: Any) -> Any:
+    if isinstance(part, Text):
+        return Text(text=part.text)
+    if isinstance(part, Call):
+        try:
+            whole = isinstance(json.loads(part.arguments or "{}"), dict)
+        except ValueError:
+            whole = False
+        return part if whole else replace(part, arguments=json.dumps({"arguments": part.arguments}))
+    return part
 
 
 def merged(answer: Answer) -> Answer:
