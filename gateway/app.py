@@ -71,6 +71,7 @@ from gateway.routing.targets import Router
 from gateway.settings import Settings, SettingsError
 from gateway.siblings import Siblings
 from gateway.stages import Stages
+from gateway.translation import STAND_INS
 from otel.journal import Bounds, JournalWriter
 from otel.journal.files import Files
 from otel.journal.segments import locked
@@ -136,7 +137,9 @@ def create_app(
         access = Access(admin_key(settings, ring), ring.holder)
         book = book_of(settings.prices)
         router = Router(
-            [place_of(provider) for provider in providers.values()], settings.routing.default_provider
+            [place_of(provider) for provider in providers.values()],
+            settings.routing.default_provider,
+            STAND_INS,
         )
     except (CatalogueError, ValueError) as fault:
         raise SettingsError(str(fault)) from fault

@@ -116,7 +116,7 @@ class Attempts:
     async def _call(self, place: int) -> UpstreamReply:
         stages, admitted, lane = self._stages, self._admitted, self.lane
         span_id = stages.span_id()
-        body = admitted.protocol.upstream_body(
+        body = lane.spoken(admitted.protocol).upstream_body(
             admitted.body, admitted.request, model=lane.model, dialect=lane.dialect
         )
         headers = lane.headers(admitted.headers, admitted.traceparent(span_id))
@@ -172,7 +172,7 @@ class Attempts:
                 model=lane.model,
                 host=lane.endpoint.host,
                 port=lane.endpoint.port,
-                path=self._admitted.protocol.path,
+                path=lane.spoken(self._admitted.protocol).path,
                 started_unix_ns=started_unix_ns,
                 ended_unix_ns=self._stages.now_ns(),
                 status=None if reply is None else reply.status,

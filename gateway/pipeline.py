@@ -120,16 +120,18 @@ class Serving:
             reply = drained(reply)
         ending = ending_of_reply(answer.status, reply, billable=admitted.protocol.billable, gone=gone)
         exchange, sequence = self._settle(ending, reply, said)
-        await self._stages.recorder.durable(sequence)
-        await caller.start(
-            answer.status, reply_headers(answer.headers, admitted.ids, exchange, content_length=len(body))
+        status, headers, body = self._attempts.lane.relayed(
+            answer.status, answer.headers, body, reply, streamed=_streamed(answer)
         )
+        await self._stages.recorder.durable(sequence)
+        await caller.start(status, reply_headers(headers, admitted.ids, exchange, content_length=len(body)))
         await caller.body(body, more=False)
 
     def _read_reply(self, answer: Answer, body: bytes) -> tuple[Reply, Callable[[], Said | None]]:
         """Read a whole reply; a provider that streams unasked is read as it wrote."""
-        protocol, dialect = self._admitted.protocol, self._attempts.lane.dialect
-        if answer.status != 200 or not is_event_stream(answer.headers):
+        lane = self._attempts.lane
+        protocol, dialect = lane.spoken(self._admitted.protocol), lane.dialect
+        if not _streamed(answer):
             return protocol.read_reply(answer.status, body, dialect), lambda: protocol.said(body)
         meter = protocol.stream_meter(self._admitted.request, dialect)
         with contextlib.suppress(UpstreamError):  # an event that is too large: what came before it counts
@@ -148,7 +150,7 @@ class Serving:
             self._settle(NOT_KEPT, Reply())
             raise
         await caller.start(200, reply_headers(upstream.headers, admitted.ids, None, made=made))
-        meter = self._meter = admitted.protocol.stream_meter(admitted.request, lane.dialect)
+        meter = self._meter = lane.spoken(admitted.protocol).stream_meter(admitted.request, lane.dialect)
         fault: UpstreamError | None = None
         try:
             await self._relay(upstream, meter)
@@ -247,6 +249,10 @@ class Serving:
         admitted.hold.settle(exchange)
         stages.observe(exchange, self._status)
         return exchange, sequence
+
+
+def _streamed(answer: Answer) -> bool:
+    return answer.status == 200 and is_event_stream(answer.headers)
 
 
 def _cut_off() -> UpstreamError:

@@ -21,6 +21,7 @@ from gateway.routing.retry import Policy
 from gateway.routing.selectors import Candidate, Selector
 from gateway.routing.targets import Router, Target
 from gateway.stages import Lane
+from gateway.translation import TRANSLATORS, Translator
 
 ROUTES_MAX: Final = 4096
 """Remembered names; callers choose names, so the memo starts over when it is full."""
@@ -142,6 +143,16 @@ class Routes:
         )
 
     def _lane(self, target: Target, protocol: str, timeouts: Timeouts | None = None) -> Lane:
+        if not target.protocols:
+            return self._spoken(target, protocol, None, timeouts)
+        ways = [
+            self._spoken(target, other, TRANSLATORS[protocol, other], timeouts) for other in target.protocols
+        ]
+        return msgspec.structs.replace(ways[0], instead=tuple(ways[1:]))
+
+    def _spoken(
+        self, target: Target, protocol: str, translator: Translator | None, timeouts: Timeouts | None
+    ) -> Lane:
         provider = self._providers[target.provider]
         door = provider.doors[protocol]
         return Lane(
@@ -153,9 +164,12 @@ class Routes:
                 reasoning_in_output=door.reasoning_in_output,
                 hidden_output=door.hidden_output,
                 stream_usage=door.stream_usage,
+                output_limit=provider.card.output_limit,
+                reasoning_content=provider.card.reasoning_content,
             ),
             headers=door.headers,
             timeouts=timeouts,
+            translator=translator,
         )
 
 

@@ -27,7 +27,7 @@ from gateway.pipeline import Serving
 from gateway.protocols.base import Protocol
 from gateway.release.relay import Caller, Receive, Send
 from gateway.routes import Route
-from gateway.stages import Admitted, Lane, Stages
+from gateway.stages import Admitted, Lane, Stages, translated
 from otel.traces import Traces
 
 log = logging.getLogger("spanbill.inference")
@@ -243,6 +243,7 @@ class Doors:
             alias=route.alias,
         )
         lanes, routed = self._choose(route, lanes, call)
+        lanes = translated(lanes, body, request, started_unix_ns // 1_000_000_000)
         if routed is not None:
             call = msgspec.structs.replace(call, route=routed)
         hold = await self._guard.admit(call, lanes) if protocol.billable else NOTHING_HELD

@@ -22,6 +22,7 @@ from gateway.providers.upstream import Endpoint
 
 Auth = Literal["bearer", "x-api-key", "none"]
 StreamUsage = Literal["on_request", "always"]
+OutputLimit = Literal["max_tokens", "max_completion_tokens"]
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
@@ -88,6 +89,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         key_env: environment variables that may hold the key, first found wins; empty: it needs none.
         base_url_env: environment variable that overrides `base_url`. The built-in cards name none: callers
             set the SDKs' `OPENAI_BASE_URL` to reach *this gateway*, which would then call itself.
+        output_limit, reasoning_content: what its chat completions want of a request that was translated:
+            the name of the limit, and a model's earlier thoughts back.
         models: exact names or patterns with `*` that are served here without naming the provider.
         suggest: well-known names, to help with a mistyped one.
         forward_headers: the caller's headers that are passed on, beside accept and user-agent.
@@ -107,6 +110,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     stream_usage: StreamUsage = "on_request"
     reasoning_in_output: bool = True
     hidden_output: bool = False
+    output_limit: OutputLimit = "max_tokens"
+    reasoning_content: bool = False
     models: tuple[str, ...] = ()
     suggest: tuple[str, ...] = ()
     forward_headers: tuple[str, ...] = ()

@@ -3,12 +3,14 @@
 `provider/model` names the place itself, but only where the first segment is a provider and no provider
 lists the whole name as its own; other slashes belong to the model ("openrouter/anthropic/claude-sonnet-4.5"
 is OpenRouter's "anthropic/claude-sonnet-4.5").
+
+A provider that has the caller's own door comes before one that must be spoken to in another language.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
 
@@ -46,17 +48,26 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One place to call, and the model's name there."""
+    """One place to call, the model's name there, and the protocols that stand in for the caller's there."""
 
     provider: str
     model: str
+    protocols: tuple[str, ...] = ()
 
 
 class Router:
     """Answers which places serve a model through a door; pure, with a bounded memory of its answers."""
 
-    def __init__(self, places: Sequence[Place], default_provider: str | None = None) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        default_provider: str | None = None,
+        others: Mapping[str, tuple[str, ...]] = {},
+    ) -> None:
         """Index the places; earlier ones come first where several serve a name.
+
+        Args:
+            others: door -> protocols that can stand in for it, the first before the second.
 
         Raises:
             ValueError: two places of one name, or an unknown default provider.
@@ -69,6 +80,7 @@ class Router:
                 f"routing.default_provider: {default_provider!r} is none of {', '.join(sorted(self._places))}"
             )
         self._default = default_provider
+        self._others = others
         self._exact: dict[str, list[Place]] = {}
         self._patterns: list[tuple[re.Pattern[str], Place]] = []
         for place in places:
@@ -117,6 +129,13 @@ class Router:
         if not ready:
             raise self._not_found(model, serving)
         offered = tuple(Target(place.provider, name) for place, name in ready if protocol in place.protocols)
+        if not offered:
+            others = self._others.get(protocol, ())
+            offered = tuple(
+                Target(place.provider, name, ways)
+                for place, name in ready
+                if (ways := tuple(other for other in others if other in place.protocols))
+            )
         if not offered:
             raise _no_such_door(model, protocol, [place for place, _ in ready])
         return offered

@@ -10,7 +10,7 @@ it releases is translated, and what it holds becomes the terminal events, with t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import msgspec
@@ -237,7 +237,3 @@ def _untold(status: int) -> str:
     if status >= 400:
         return f"the provider answered {status} and told no reason"
     return "the provider's answer cannot be read; send the request again"
-
-
-LANGUAGES: Final[Mapping[str, Language]] = {name: name for name in GRAMMARS}
-"""The protocols between which is translated, by name."""

@@ -33,7 +33,15 @@ ASKED: Final = Asked(model="m", at_unix_s=1_700_000_000)
 REQUEST: Final = Request(model="m", stream=True)
 TOLD: Final[dict[Language, tuple[str, ...]]] = {
     "chat_completions": ("input", "output", "cache_read", "cache_write", "reasoning"),
-    "messages": ("input", "output", "cache_read", "cache_write", "cache_write_5m", "cache_write_1h", "reasoning"),
+    "messages": (
+        "input",
+        "output",
+        "cache_read",
+        "cache_write",
+        "cache_write_5m",
+        "cache_write_1h",
+        "reasoning",
+    ),
     "responses": ("input", "output", "cache_read", "cache_write", "reasoning"),
 }
 """Counts that a language can tell."""
@@ -106,9 +114,7 @@ def said(answer: Answer) -> Answer:
 
 def stream(source: Language, target: Language, provider: str, pieces: list[bytes]) -> tuple[bytes, Any]:
     meter = TranslatedMeter(
-        DOORS[source].stream_meter(
-            msgspec.structs.replace(REQUEST, usage_requested=True), dialect(provider)
-        ),
+        DOORS[source].stream_meter(msgspec.structs.replace(REQUEST, usage_requested=True), dialect(provider)),
         GRAMMARS[source].reader(),
         GRAMMARS[target].writer(ASKED),
         DOORS[target],
@@ -154,7 +160,10 @@ def test_a_recorded_stream_says_the_same_in_another_language_wherever_it_is_cut(
                 continue
             assert read.complete, (file, target)
             counts = {} if reply.usage is None else reply.usage.counts
-            assert dict(read.usage.counts if read.usage else {}) == told_counts(counts, target), (file, target)
+            assert dict(read.usage.counts if read.usage else {}) == told_counts(counts, target), (
+                file,
+                target,
+            )
             wanted = kept_answer(read_stream(source, body), target)
             # A chat stream tells parts in the order in which they came; a whole message has none of them.
             assert said(kept_answer(read_stream(target, out), target)) == said(wanted), (file, target)
@@ -185,7 +194,9 @@ def _well_formed(target: Language, out: bytes, file: str) -> None:
         assert all(event["object"] == "chat.completion.chunk" for event in chunks), file
         reasons = [c["finish_reason"] for event in chunks for c in event["choices"] if c["finish_reason"]]
         assert len(reasons) <= 1, file
-        calls = [call for event in chunks for c in event["choices"] for call in c["delta"].get("tool_calls", ())]
+        calls = [
+            call for event in chunks for c in event["choices"] for call in c["delta"].get("tool_calls", ())
+        ]
         begun = [call["index"] for call in calls if "id" in call]
         assert begun == list(range(len(begun))), file
 
