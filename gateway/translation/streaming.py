@@ -85,11 +85,12 @@ class Sequencer:
 
     def open(self, key: Hashable, opened: Opened) -> None:
         """Begin a part; the one before it is whole, unless it is a call whose arguments are not."""
-        if self._open is not None and self._arguments is not None and not _whole(self._arguments):
+        while self._open is not None and (self._arguments is None or _whole(self._arguments)):
+            self._close_open()  # each turn closes one, and lets out the next of those that wait
+        if self._open is not None:
             self._waiting[key] = [opened]
-            return
-        self._close_open()
-        self._start(key, [opened])
+        else:
+            self._start(key, [opened])
 
     def put(self, key: Hashable, event: Added | Sealed) -> None:
         """Take more of a part that `open` was told of.

@@ -18,7 +18,7 @@ from gateway.protocols.sse import events_in, payload_of
 from gateway.translation.answering import Asked
 from gateway.translation.languages import GRAMMARS
 from gateway.translation.meaning import Answer, Language
-from gateway.translation.streaming import Failed, collected
+from gateway.translation.streaming import collected
 from gateway.translation.translated import Translated, TranslatedMeter, decoded
 from tests.recorded import APART, body_of, recordings_of
 from tests.translation.kept import kept_answer, merged

@@ -52,6 +52,7 @@ class Reader:
         self._begun = False
         self._stop: object = None
         self._calls: dict[int, int] = {}  # index of the provider -> number of the call
+        self._thought: object = None  # index of the open thought's details
         self._runs: dict[str, int] = {}  # how many parts of text and of thinking there were
 
     def read(self, chunk: dict[str, Any]) -> list[Event]:
@@ -86,11 +87,13 @@ class Reader:
         return [*events, Stopped(stop_of(self._stop, called=bool(self._calls)))]
 
     def _read_delta(self, delta: dict[str, Any]) -> None:
+        details = list_of(delta.get("reasoning_details"))
+        if details:
+            self._turn_to(dict_of(details[0]).get("index"))
         plain = thoughts.spoken(delta)
         self._say("thinking", plain)
-        if delta.get("reasoning_details"):
-            for thought in thoughts.detailed(delta):
-                self._think(thought, aside=bool(plain))
+        for thought in thoughts.detailed(delta) if details else ():
+            self._think(thought, aside=bool(plain))
         if text := texts_in(delta.get("content")):
             self._say("text", text)
         if refusal := text_of(delta.get("refusal")):
@@ -113,6 +116,12 @@ class Reader:
     def _say(self, kind: str, text: str) -> None:
         if text:
             self._parts.put(self._key(kind), Added(text))
+
+    def _turn_to(self, index: object) -> None:
+        """Begin another thought where the details count one further."""
+        if self._thought is not None and index is not None and index != self._thought:
+            self._parts.close(self._last("thinking"))
+        self._thought = index
 
     def _think(self, thought: Thinking, *, aside: bool) -> None:
         """Take a detail; `aside`, its text was said in plain too."""
