@@ -167,6 +167,16 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def arguments_of(value: object) -> str:
+    """Return the arguments of a call; some providers send the object instead of its text."""
+    return msgspec.json.encode(value).decode() if isinstance(value, dict) else text_of(value)
+
+
+def number_of(value: object) -> int:
+    """Return the number of a part, -1 where there is none."""
+    return value if type(value) is int else -1
+
+
 def dict_of(value: object) -> dict[str, Any]:
     """Return the object, an empty one where there is none."""
     return value if isinstance(value, dict) else {}

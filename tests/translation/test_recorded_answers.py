@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -45,6 +46,8 @@ TOLD: Final[dict[Language, tuple[str, ...]]] = {
     "responses": ("input", "output", "cache_read", "cache_write", "reasoning"),
 }
 """Counts that a language can tell."""
+PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "translation.md").read_text(encoding="utf-8")
+LOST: Final = PAGE.partition("### Left out of answers")[2].partition("## Streams")[0]
 
 
 def exchanges(folder: Path, framing: str) -> Iterator[tuple[str, str, Language, bytes, int]]:
@@ -105,6 +108,83 @@ def test_a_recorded_answer_says_the_same_in_another_language(recordings: Path) -
     assert len(seen) == 6
     assert sum(seen.values()) > 2000
     assert refused > 50
+
+
+CARRIED: Final[dict[Language, dict[str, frozenset[str]]]] = {
+    "chat_completions": {
+        "reply": frozenset({"id", "object", "created", "model", "choices", "usage", "error"}),
+        "choice": frozenset({"index", "message", "finish_reason"}),
+        "message": frozenset(
+            {"role", "content", "refusal", "tool_calls", "function_call"}
+            | {"reasoning_content", "reasoning", "reasoning_details"}
+        ),
+        "call": frozenset({"id", "index", "type", "function", "custom"}),
+    },
+    "messages": {
+        "reply": frozenset(
+            {"id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"}
+        ),
+        "block": frozenset({"type", "text", "thinking", "signature", "data", "id", "name", "input"}),
+        "kind": frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
+    },
+    "responses": {
+        "reply": frozenset(
+            {
+                "id",
+                "object",
+                "created_at",
+                "model",
+                "output",
+                "status",
+                "incomplete_details",
+                "usage",
+                "error",
+            }
+        ),
+        "item": frozenset(
+            {"type", "id", "status", "role", "content", "summary", "encrypted_content"}
+            | {"call_id", "name", "arguments", "input"}
+        ),
+        "part": frozenset({"type", "text", "refusal"}),
+        "kind": frozenset({"message", "function_call", "custom_tool_call", "reasoning"}),
+    },
+}
+"""What of a reply is carried over; the page names everything else that was ever recorded."""
+
+
+def members_of(language: Language, value: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (where, name) of each member that says something, and the kinds of parts."""
+    yield from (("reply", name) for name in _saying(value))
+    if language == "chat_completions":
+        for choice in value.get("choices") or ():
+            yield from (("choice", name) for name in _saying(choice))
+            message = choice.get("message") or {}
+            yield from (("message", name) for name in _saying(message))
+            for call in message.get("tool_calls") or ():
+                yield from (("call", name) for name in _saying(call))
+        return
+    inner, where = ("content", "block") if language == "messages" else ("output", "item")
+    for part in value.get(inner) or ():
+        yield "kind", part["type"]
+        if part["type"] in CARRIED[language]["kind"]:
+            yield from ((where, name) for name in _saying(part))
+            if language == "responses" and isinstance(part.get("content"), list):
+                yield from (("part", name) for one in part["content"] for name in _saying(one))
+
+
+def _saying(value: dict[str, Any]) -> list[str]:
+    return [name for name, said in value.items() if said not in (None, "", [], {})]
+
+
+def test_what_an_answer_loses_is_named_on_the_page(recordings: Path) -> None:
+    lost = set()
+    for file, _, source, body, status in exchanges(recordings, "json"):
+        if status < 400:
+            for where, name in members_of(source, decoded(body)):
+                if name not in CARRIED[source].get(where, ()):
+                    lost.add((source, where, name))
+                    assert re.search(rf"`(?:[\w.\[\]]+\.)?{re.escape(name)}`", LOST), (file, where, name)
+    assert len(lost) > 60
 
 
 def said(answer: Answer) -> Answer:

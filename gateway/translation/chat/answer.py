@@ -10,7 +10,7 @@ from gateway.translation.chat import thoughts
 from gateway.translation.chat.telling import written_call
 from gateway.translation.freeform import input_of
 from gateway.translation.meaning import Answer, Call, Failure, Stop, Text, Thinking
-from gateway.translation.streaming import dict_of, list_of, text_of
+from gateway.translation.streaming import arguments_of, dict_of, list_of, text_of
 
 STOPS: Final[dict[str, Stop]] = {
     "length": "length",
@@ -76,7 +76,7 @@ def _calls(message: dict[str, Any], identity: str | None) -> Iterator[Call]:
         yield Call(
             id=text_of(call.get("id")) or minted(identity, at),
             name=text_of(inner.get("name")),
-            arguments=text_of(inner.get("arguments")) or text_of(inner.get("input")),
+            arguments=arguments_of(inner.get("arguments")) or text_of(inner.get("input")),
             freeform=call.get("type") == "custom",
         )
 

@@ -33,6 +33,7 @@ from gateway.translation.streaming import (
     Sealed,
     Sequencer,
     Stopped,
+    arguments_of,
     dict_of,
     list_of,
     text_of,
@@ -142,7 +143,7 @@ class Reader:
             number = self._calls[at] = len(self._calls)
             identity = text_of(call.get("id")) or minted(self._id, number)
             self._parts.open(("call", at), Opened("call", identity, text_of(inner.get("name"))))
-        if arguments := text_of(inner.get("arguments")) or text_of(inner.get("input")):
+        if arguments := arguments_of(inner.get("arguments")) or text_of(inner.get("input")):
             self._parts.put(("call", at), Added(arguments))
 
 

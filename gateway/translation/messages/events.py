@@ -27,6 +27,7 @@ from gateway.translation.streaming import (
     Sequencer,
     Stopped,
     dict_of,
+    number_of,
     text_of,
 )
 
@@ -51,11 +52,11 @@ class Reader:
                     )
                 self._begun = True
             case "content_block_start":
-                self._open(value.get("index"), dict_of(value.get("content_block")))
+                self._open(number_of(value.get("index")), dict_of(value.get("content_block")))
             case "content_block_delta":
-                self._add(value.get("index"), dict_of(value.get("delta")))
+                self._add(number_of(value.get("index")), dict_of(value.get("delta")))
             case "content_block_stop":
-                self._parts.close(value.get("index"))
+                self._parts.close(number_of(value.get("index")))
             case "message_delta":
                 delta = dict_of(value.get("delta"))
                 if reason := text_of(delta.get("stop_reason")):
@@ -78,7 +79,7 @@ class Reader:
         self._parts.out = []
         return [*events, self._stopped]
 
-    def _open(self, index: Any, block: dict[str, Any]) -> None:
+    def _open(self, index: int, block: dict[str, Any]) -> None:
         parts = self._parts
         match block.get("type"):
             case "text":
@@ -100,7 +101,7 @@ class Reader:
             case _:
                 pass  # blocks of Anthropic's own tools, which no translated request can ask for
 
-    def _add(self, index: Any, delta: dict[str, Any]) -> None:
+    def _add(self, index: int, delta: dict[str, Any]) -> None:
         match delta.get("type"):
             case "text_delta":
                 self._put(index, text_of(delta.get("text")))
@@ -113,11 +114,11 @@ class Reader:
             case _:
                 pass  # citations
 
-    def _put(self, index: Any, text: str) -> None:
+    def _put(self, index: int, text: str) -> None:
         if text:
             self._parts.put(index, Added(text))
 
-    def _seal(self, index: Any, delta: dict[str, Any]) -> None:
+    def _seal(self, index: int, delta: dict[str, Any]) -> None:
         seal, origin = unsealed(text_of(delta.get("signature")), "messages")
         if seal is not None and origin is not None:
             self._parts.put(index, Sealed(seal, origin))

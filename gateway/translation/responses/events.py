@@ -30,6 +30,7 @@ from gateway.translation.streaming import (
     Sequencer,
     Stopped,
     dict_of,
+    number_of,
     text_of,
 )
 
@@ -56,7 +57,7 @@ class Reader:
         """Return what one event means."""
         out = self._parts.out
         kind = text_of(value.get("type"))
-        at = value.get("output_index")
+        at = number_of(value.get("output_index"))
         delta = text_of(value.get("delta"))
         if kind == "response.created" and not self._begun:
             response = dict_of(value.get("response"))
@@ -65,9 +66,9 @@ class Reader:
         elif kind in ("response.output_text.delta", "response.refusal.delta"):
             refusal = kind == "response.refusal.delta"
             self._refused = self._refused or refusal
-            self._say((at, value.get("content_index")), "refusal" if refusal else "text", delta)
+            self._say((at, number_of(value.get("content_index"))), "refusal" if refusal else "text", delta)
         elif kind in _THOUGHTS:
-            self._think(at, value.get("summary_index"), delta)
+            self._think(at, number_of(value.get("summary_index")), delta)
         elif kind in _ARGUMENTS:
             self._say((at, "call"), "call", delta)
         elif kind == "response.output_item.added":
@@ -75,7 +76,7 @@ class Reader:
         elif kind == "response.output_item.done":
             self._close(at, dict_of(value.get("item")))
         elif kind in ("response.output_text.done", "response.refusal.done"):
-            self._parts.close((at, value.get("content_index")))
+            self._parts.close((at, number_of(value.get("content_index"))))
         elif kind in _TERMINAL:
             self._response = dict_of(value.get("response"))
             failure = whole.read_failure(self._response)
