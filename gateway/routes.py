@@ -165,6 +165,7 @@ class Routes:
                 hidden_output=door.hidden_output,
                 stream_usage=door.stream_usage,
                 output_limit=provider.card.output_limit,
+                adaptive_thinking=provider.card.thinks_adaptively(target.model),
                 reasoning_content=provider.card.reasoning_content,
             ),
             headers=door.headers,

@@ -37,6 +37,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
         hidden_output: tokens that only the total holds are output: hidden thinking.
         stream_usage: see `StreamUsage`.
         output_limit: the member that bounds the output; who writes a request for the provider asks.
+        adaptive_thinking: the model decides how long it thinks and takes a level, no budget in tokens.
         reasoning_content: an assistant's earlier thoughts go back to the provider under that name.
     """
 
@@ -44,6 +45,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     hidden_output: bool = False
     stream_usage: StreamUsage = "on_request"
     output_limit: OutputLimit = "max_tokens"
+    adaptive_thinking: bool = False
     reasoning_content: bool = False
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final, Literal
@@ -91,6 +92,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             set the SDKs' `OPENAI_BASE_URL` to reach *this gateway*, which would then call itself.
         output_limit, reasoning_content: what its chat completions want of a request that was translated:
             the name of the limit, and a model's earlier thoughts back.
+        thinking_budgets: patterns of models that take a budget for their thinking; others take a level.
         models: exact names or patterns with `*` that are served here without naming the provider.
         suggest: well-known names, to help with a mistyped one.
         forward_headers: the caller's headers that are passed on, beside accept and user-agent.
@@ -112,6 +114,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hidden_output: bool = False
     output_limit: OutputLimit = "max_tokens"
     reasoning_content: bool = False
+    thinking_budgets: tuple[str, ...] = ("*",)
     models: tuple[str, ...] = ()
     suggest: tuple[str, ...] = ()
     forward_headers: tuple[str, ...] = ()
@@ -143,6 +146,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             Origin.of(self.base_url)
         except ValueError as fault:
             raise ValueError(f"base_url: {fault}") from fault
+
+    def thinks_adaptively(self, model: str) -> bool:
+        """Say whether a model of its messages takes a level of thinking instead of a budget."""
+        return not any(fnmatchcase(model, pattern) for pattern in self.thinking_budgets)
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,14 @@ def level_of(effort: Effort | None) -> Level | None:
     return found
 
 
+def adaptive_level_of(effort: Effort | None) -> str | None:
+    """Return the level in Anthropic's words, None where nothing is to be thought."""
+    level = level_of(effort)
+    if level in (None, "none"):
+        return None
+    return {"minimal": "low", "xhigh": "max"}.get(level, level)
+
+
 def budget_of(effort: Effort | None, max_tokens: int, param: str) -> int | None:
     """Return the budget of an effort below `max_tokens`, None where nothing is to be thought.
 

@@ -117,6 +117,22 @@ def test_a_door_that_the_provider_lacks_is_told_with_those_that_it_has() -> None
     assert "does not offer messages; it offers chat_completions" in error.message
 
 
+def test_another_protocol_stands_in_only_where_nobody_has_the_door() -> None:
+    others = {CHAT: (MESSAGES, "responses"), "embeddings": ()}
+    chat, both = (
+        Place(provider="chat", protocols=(CHAT,), models=("m",), ready=True),
+        Place(
+            provider="both", protocols=("responses", MESSAGES, "embeddings"), models=("m", "n"), ready=True
+        ),
+    )
+    router = Router([both, chat], others=others)
+    assert router.targets("m", CHAT) == (Target("chat", "m"),)
+    assert router.targets("n", CHAT) == (Target("both", "n", (MESSAGES, "responses")),)
+    assert router.targets("n", "embeddings") == (Target("both", "n"),)
+    assert refusal(router, "chat/m", "embeddings").code == "unsupported_protocol"
+    assert refusal(router, "chat/m", MESSAGES).code == "unsupported_protocol"
+
+
 @pytest.mark.parametrize(
     "model", ["", "a\x00b", "gpt-4o\n", "a\u202eb", "\ud800", "\x7f", "x" * (NAME_CHARS_MAX + 1)]
 )

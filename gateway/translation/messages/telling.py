@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.protocols.base import Dialect
-from gateway.translation.effort import budget_of
+from gateway.translation.effort import adaptive_level_of, budget_of
 from gateway.translation.meaning import (
     CacheHint,
     Call,
@@ -54,14 +54,21 @@ def write(meant: Conversation, model: str, dialect: Dialect) -> dict[str, Any]:
         body["tools"] = [_written_tool(tool) for tool in meant.tools]
     if meant.tools and (choice := _written_choice(meant)) is not None:
         body["tool_choice"] = choice
-    if not _goes_on_unthought(turns):
+    config: dict[str, Any] = {}
+    if dialect.adaptive_thinking:
+        if (level := adaptive_level_of(meant.effort)) is not None:
+            body["thinking"] = {"type": "adaptive", "display": "summarized"}
+            config["effort"] = level
+    elif not _goes_on_unthought(turns):
         budget = budget_of(meant.effort, limit, "max_tokens")
         if budget is not None:
             body["thinking"] = {"type": "enabled", "budget_tokens": budget}
     if meant.format is not None:
         if meant.format.schema is None:
             raise refused("response_format", "messages", "it wants the schema that the JSON must have")
-        body["output_config"] = {"format": {"type": "json_schema", "schema": meant.format.schema}}
+        config["format"] = {"type": "json_schema", "schema": meant.format.schema}
+    if config:
+        body["output_config"] = config
     if meant.user is not None:
         body["metadata"] = {"user_id": meant.user}
     if meant.stream:
