@@ -138,6 +138,31 @@ def test_any_stream_is_told_in_the_callers_words(
             assert isinstance(msgspec.json.decode(line[6:]), dict)
 
 
+@pytest.mark.parametrize("odd", [[], {}, "x", None, 1.5, True, -7, 10**30])
+@pytest.mark.parametrize(("door", "spoken"), PAIRS)
+def test_parts_may_be_numbered_oddly(door: str, spoken: str, odd: Any) -> None:
+    call = {"index": odd, "id": odd, "function": {"name": odd, "arguments": odd}}
+    block, delta = {"type": "tool_use", "id": odd, "name": odd}, {"type": "text_delta", "text": odd}
+    item = {"type": "function_call", "call_id": odd, "name": odd, "arguments": odd}
+    numbers = {"output_index": odd, "content_index": odd, "summary_index": odd}
+    details = [{"index": odd, "text": odd, "signature": odd}]
+    events: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"tool_calls": [call, odd], "reasoning_details": details}}]},
+        {"choices": [{"index": odd, "delta": odd}]},
+        {"type": "message_start", "message": odd},
+        {"type": "content_block_start", "index": odd, "content_block": block},
+        {"type": "content_block_delta", "index": odd, "delta": delta},
+        {"type": "content_block_stop", "index": odd},
+        {"type": "response.output_item.added", **numbers, "item": item},
+        {"type": "response.output_text.delta", **numbers, "delta": "x"},
+        {"type": "response.reasoning_summary_text.delta", **numbers, "delta": "x"},
+        {"type": "response.output_item.done", **numbers, "item": item},
+    ]
+    meter = begun(door, spoken).stream_meter(REQUEST, Dialect())
+    meter.feed(b"".join([b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]))
+    assert not meter.finish().reply.complete
+
+
 def test_every_door_of_a_conversation_has_its_stand_ins() -> None:
     assert set(STAND_INS) == {"chat_completions", "messages", "responses"}
     assert set(TRANSLATORS) == {(door, other) for door, others in STAND_INS.items() for other in others}

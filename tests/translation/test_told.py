@@ -198,9 +198,9 @@ def test_calls_without_an_id_get_one_and_arguments_may_be_objects() -> None:
 def test_what_waits_and_what_is_repeated_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses_events, "OUTPUT_CHARS_MAX", 100)
     meter = meter_of("responses", "chat_completions")
+    pieces = chunk({"content": "four"}) * 60
     with pytest.raises(UpstreamError) as caught:
-        for _ in range(60):
-            meter.feed(chunk({"content": "four"}))
+        meter.feed(pieces)
     assert caught.value.code == "upstream_too_large"
 
 
@@ -209,7 +209,7 @@ def test_calls_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = meter_of("messages", "chat_completions")
     meter.feed(chunk({"tool_calls": [call(0, '{"a":', id="call_0", name="f")]}))
     meter.feed(chunk({"tool_calls": [call(1, "", id="call_1", name="g")]}))
+    pieces = chunk({"tool_calls": [call(1, "four")]}) * 60
     with pytest.raises(UpstreamError) as caught:
-        for _ in range(60):
-            meter.feed(chunk({"tool_calls": [call(1, "four")]}))
+        meter.feed(pieces)
     assert caught.value.code == "upstream_protocol"
