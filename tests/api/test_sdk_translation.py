@@ -42,7 +42,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         }
         folder = tmp_path_factory.mktemp("translating")
         config = folder / "spanbill.yaml"
-        config.write_text(json.dumps({"providers": providers}))
+        targets = [{"model": "only-responses/sim-err-503"}, {"model": "only-messages/sim-large"}]
+        routing = {"aliases": {"either": {"targets": targets, "selector": "in_order", "attempts_max": 2}}}
+        config.write_text(json.dumps({"providers": providers, "routing": routing}))
         with Gateway(folder, SPANBILL_CONFIG=str(config)) as running:
             yield running
             assert running.stop() == 0
@@ -425,6 +427,25 @@ def test_a_broken_stream_is_never_taken_for_a_whole_one(
 
     assert wait_until(lambda: len(outcomes()) == 3, 30.0, 0.05)  # an SDK leaves at the error event
     assert "ok" not in outcomes()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_request_falls_back_from_one_protocol_to_another(
+    gateway: Gateway, chat: openai.OpenAI, streamed: bool
+) -> None:
+    hello: Any = [{"role": "user", "content": "Hello"}]
+    if streamed:
+        stream = chat.chat.completions.create(model="either", messages=hello, stream=True)
+        text = "".join([chunk.choices[0].delta.content or "" for chunk in stream])
+        headers = stream.response.headers
+    else:
+        raw = chat.chat.completions.with_raw_response.create(model="either", messages=hello)
+        text = raw.parse().choices[0].message.content or ""
+        headers = raw.headers
+    assert "Hello" in text
+    bill = bill_of(gateway, headers["x-request-id"])
+    assert (bill["billing.status"], bill["gen_ai.provider.name"]) == ("final", "only-messages")
+    assert "only-responses" in headers["x-spanbill-attempts"]
 
 
 def test_a_provider_that_streams_the_callers_protocol_passes_byte_for_byte(

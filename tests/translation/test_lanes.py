@@ -26,7 +26,7 @@ def lanes(model: str, door: str, **providers: Any) -> tuple[Lane, ...]:
         providers={
             name: ProviderSettings(base_url=f"http://{name}.invalid/v1", models=("m",), protocols=protocols)
             for name, protocols in providers.items()
-        }
+        },
     )
     known = configured_providers(
         settings, {"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "DEEPSEEK_API_KEY": "k"}
@@ -69,8 +69,8 @@ def test_providers_that_cannot_have_the_request_are_left_out() -> None:
 
 def test_cards_say_how_they_are_asked() -> None:
     (openai,) = lanes("gpt-4o", "messages")[-1:]
-    assert openai.endpoint.target == b"/v1/chat/completions"
-    assert openai.dialect.output_limit == "max_completion_tokens"
+    assert paths((openai, *openai.instead)) == [b"/v1/responses", b"/v1/chat/completions"]
+    assert openai.instead[0].dialect.output_limit == "max_completion_tokens"
     (claude,) = lanes("claude-sonnet-4-5-20250929", "responses")[:1]
     assert claude.endpoint.target == b"/v1/messages"
     assert not claude.dialect.adaptive_thinking
