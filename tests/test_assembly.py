@@ -18,6 +18,8 @@ from gateway.settings import ProviderSettings, Settings
         Dialect(reasoning_in_output=False),
         Dialect(hidden_output=True),
         Dialect(stream_usage="always"),
+        Dialect(output_limit="max_completion_tokens"),
+        Dialect(reasoning_content=True),
     ],
 )
 def test_how_a_provider_counts_reaches_the_reader_of_its_replies(dialect: Dialect) -> None:
@@ -27,6 +29,8 @@ def test_how_a_provider_counts_reaches_the_reader_of_its_replies(dialect: Dialec
         reasoning_in_output=dialect.reasoning_in_output,
         hidden_output=dialect.hidden_output,
         stream_usage=dialect.stream_usage,
+        output_limit=dialect.output_limit,
+        reasoning_content=dialect.reasoning_content,
     )
     settings = Settings(demo=False, providers={"mine": own})
     providers = configured_providers(settings, {})

@@ -158,7 +158,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         has_key: the configuration holds the key itself.
         protocols: names of `PATHS_OF_CUSTOM`, for a provider of the operator's own: cards know theirs.
-        stream_usage, reasoning_in_output, hidden_output: for a provider of the operator's own.
+        stream_usage, reasoning_in_output, hidden_output, output_limit, reasoning_content: for a provider of
+            the operator's own.
     """
 
     enabled: bool = True
@@ -172,6 +173,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     stream_usage: StreamUsage = "on_request"
     reasoning_in_output: bool = True
     hidden_output: bool = False
+    output_limit: OutputLimit = "max_tokens"
+    reasoning_content: bool = False
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +315,8 @@ def _custom(name: str, override: Override) -> Card:
         stream_usage=override.stream_usage,
         reasoning_in_output=override.reasoning_in_output,
         hidden_output=override.hidden_output,
+        output_limit=override.output_limit,
+        reasoning_content=override.reasoning_content,
         models=override.models,
         suggest=tuple(model for model in override.models if "*" not in model),
         forward_headers=("anthropic-version", "anthropic-beta") if anthropic else (),

@@ -147,6 +147,16 @@ class ProviderSettings(Section):
     hidden_output: bool = Field(
         False, description="For a provider of your own: whether what only its total holds is hidden thinking."
     )
+    output_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens",
+        description="For a provider of your own: the member that bounds the output of a chat, where a "
+        "request of another protocol is translated for it.",
+    )
+    reasoning_content: bool = Field(
+        False,
+        description="For a provider of your own: whether a translated chat gives the model its earlier "
+        "thoughts back.",
+    )
 
 
 class UpstreamSettings(Section):
