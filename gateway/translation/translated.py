@@ -61,6 +61,10 @@ class Translator:
             raise not_json() from fault
         meant = GRAMMARS[door].read_request(said, spoken)
         written = GRAMMARS[spoken].write_request(as_functions(meant), model, dialect)
+        try:
+            told = msgspec.json.encode(written)
+        except RecursionError as fault:  # what could just be read is one level too deep to be written
+            raise not_json() from fault
         asked = Asked(
             model=model,
             at_unix_s=at_unix_s,
@@ -68,7 +72,7 @@ class Translator:
             freeform=names_of(meant),
             echo={name: said.get(name) for name in ECHOED} if door == "responses" else {},
         )
-        return Translated(self._door, self._spoken, msgspec.json.encode(written), asked)
+        return Translated(self._door, self._spoken, told, asked)
 
 
 class Translated:

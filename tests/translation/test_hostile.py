@@ -86,6 +86,20 @@ def test_a_request_that_is_no_object_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
+def test_a_request_of_any_depth_is_translated_or_refused() -> None:
+    refused = 0
+    for depth in range(900, 1100):  # around what the decoder takes
+        schema = b'{"a":' * depth + b"1" + b"}" * depth
+        body = b'{"model":"m","messages":[],"tools":[{"name":"f","input_schema":' + schema + b"}]}"
+        try:
+            TRANSLATORS["messages", "chat_completions"].begin(
+                body, REQUEST, model="m", dialect=Dialect(), at_unix_s=1
+            )
+        except CallerError:
+            refused += 1
+    assert 0 < refused < 200
+
+
 @pytest.mark.parametrize(("door", "spoken"), PAIRS)
 @settings(max_examples=40)
 @given(body=OBJECTS, status=st.sampled_from([200, 200, 400, 429, 500, 529]), streamed=st.booleans())
