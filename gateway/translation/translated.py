@@ -9,6 +9,7 @@ it releases is translated, and what it holds becomes the terminal events, with t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any, Final, cast
@@ -143,7 +144,8 @@ class Translated:
                 failure, answer = Failure(message=_untold(status), code="upstream_protocol"), None
         if answer is not None:
             counts = {} if reply.usage is None else reply.usage.counts
-            return status, msgspec.json.encode(self._to.write_answer(answer, self._asked, counts))
+            with contextlib.suppress(RecursionError):  # as below: too deep to be written
+                return status, msgspec.json.encode(self._to.write_answer(answer, self._asked, counts))
         told = failure or Failure(message=_untold(status), code="upstream_error")
         error = error_of(told, status if status >= 400 else 502)
         return error.status, self._door.error_body(error)
@@ -169,7 +171,15 @@ class TranslatedMeter:
         """
         released = self._meter.feed(data)
         self.ended, self.fed = self._meter.ended, self._meter.fed
-        return self._told(released) if released else b""
+        try:
+            return self._told(released) if released else b""
+        except RecursionError as fault:  # what could just be read is a level too deep to be written
+            raise UpstreamError(
+                "upstream_protocol",
+                "the provider sent an event that is nested too deeply",
+                retryable=False,
+                sent=True,
+            ) from fault
 
     def reply(self) -> Reply:
         """Return what the provider's stream has amounted to so far."""
@@ -187,8 +197,9 @@ class TranslatedMeter:
             if tail.reply.complete and not self._failed:
                 held += b"".join([self._writer.write(event) for event in self._reader.finish()])
                 held += self._writer.end({} if tail.reply.usage is None else tail.reply.usage.counts)
-        except UpstreamError as broken:
-            held = self._door.error_event(broken)
+        except (UpstreamError, RecursionError):
+            broken = Failure(message=_untold(200), code="upstream_protocol")
+            held = self._door.error_event(error_of(broken, 502))
         return Tail(held=held, reply=tail.reply)
 
     def _told(self, events: bytes) -> bytes:

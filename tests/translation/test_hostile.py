@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -150,6 +151,22 @@ def test_any_stream_is_told_in_the_callers_words(
     for line in (out + tail.held).split(b"\n"):
         if line.startswith(b"data: {"):
             assert isinstance(msgspec.json.decode(line[6:]), dict)
+
+
+def test_a_reply_of_any_depth_is_told_or_said_to_be_none() -> None:
+    statuses = set()
+    for depth in range(900, 1100):  # around what the decoder takes
+        deep = b'{"a":' * depth + b"1" + b"}" * depth
+        call = b'{"type":"tool_use","id":"t","name":"f","input":' + deep + b"}"
+        exchange = begun("chat_completions", "messages")
+        body = b'{"type":"message","content":[' + call + b"]}"
+        statuses.add(exchange.relayed(200, body, Reply(), streamed=False)[0])
+        meter = exchange.stream_meter(REQUEST, Dialect())
+        event = b'data: {"type":"content_block_start","index":0,"content_block":' + call + b"}\n\n"
+        with contextlib.suppress(UpstreamError):
+            meter.feed(event)
+        meter.finish()
+    assert statuses == {200, 502}
 
 
 @pytest.mark.parametrize("odd", [[], {}, "x", None, 1.5, True, -7, 10**30])
