@@ -130,7 +130,7 @@ class Book:
         boot: str,
         *,
         files: Files | None = None,
-        bytes_max: int = 12_800,
+        bytes_max: int = 11_800,
         now_ns: Callable[[], int] = lambda: NOON_NS,
     ) -> None:
         ids = itertools.count()

@@ -29,7 +29,7 @@ Outcome = Literal[
 ]
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who pays: the owner of the virtual key.
 
     Args:
@@ -53,7 +53,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
 
 
-class Routed(msgspec.Struct, frozen=True, kw_only=True):
+class Routed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request went where it went.
 
     Args:
@@ -69,13 +69,15 @@ class Routed(msgspec.Struct, frozen=True, kw_only=True):
     cooling: int = 0
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was asked, known before any provider is called.
 
     Ids are lower-case hex (`trace_id` 32, span ids 16); `record_id` is the UUIDv7 correlation id.
     `span_id` is the billing span's, fixed at admission so that a bill written after a crash has it too.
     `sides` are the wholes without which the usage of its reply is incomplete. `capture` is the file of its
-    debug capture; where there is none it is not in the intent either.
+    debug capture.
+
+    What has its default is not written to the journal: a default, here or in what it holds, never changes.
     """
 
     record_id: str
@@ -103,7 +105,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     capture: str | UnsetType = UNSET
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One try at one provider.
 
     Args:
@@ -150,7 +152,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     of: int
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came back, in counts and shapes.
 
     Args:

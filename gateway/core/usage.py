@@ -47,7 +47,7 @@ class OtherUsage(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int]
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one reply consumed.
 
     Args:

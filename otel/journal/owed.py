@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from otel.journal.policy import SETTLE_BYTES
 from otel.journal.segments import JournalUnavailable
 
 Head = tuple[int, str]
@@ -66,6 +67,10 @@ class OpenIntents:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def room(self, more: int = 0) -> int:
+        """Return how many bytes their bills may take, and those of `more` intents."""
+        return (len(self._open) + more) * SETTLE_BYTES
 
     def begin(self, record_id: str, segment: int) -> None:
         """Note an intent in `segment`, or in a later one: too low a number costs recovery a look."""

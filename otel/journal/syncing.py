@@ -39,6 +39,10 @@ class Syncer(Protocol):
         """Do the job some time; it is answered with None, or with what failed."""
         ...
 
+    def soon(self, act: Callable[[], None]) -> None:
+        """Call `act` once what runs now, and whatever is ready besides, has run."""
+        ...
+
     def close(self) -> None:
         """Finish the job under way and stop."""
         ...
@@ -81,6 +85,10 @@ class SyncThread:
     def submit(self, job: SyncJob) -> None:
         """Queue a job: the writer has never more than one under way, or one per record at `strict`."""
         self._jobs.put(job)
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Call `act` in the loop's next turn."""
+        self._loop.call_soon(act)
 
     def close(self) -> None:
         """Finish what is queued and stop."""

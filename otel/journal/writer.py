@@ -1,13 +1,14 @@
-"""Writer: a record is in the file when `append` returns, and durable when `durable` does.
+"""Writer: an intent is in the file when `append` returns, and any record is durable when `durable` returns.
 
     append ──write(2)──▶ segment          the loop's thread: about 3 us
     durable ──▶ wait ◀── fdatasync ◀──    a thread of its own: one sync for all records before it
 
-While one sync runs, waiters gather for the next: group commit without a timer. A record that was numbered is
-owed: after a failed write or sync the segment is sealed as it is and everything not yet durable is written
-again, byte for byte, to a new one; when that fails too the writer admits no intent until the disk takes it.
-Space for the bill of every open intent is set aside on the disk before the intent is written, so that a full
-disk refuses new work and loses none.
+A bill, which nobody may be told of before it is durable, waits for the write of the next intent or for the
+end of the loop's turn. A sync begins there too, and while it runs, waiters gather for the next: group commit
+without a timer. A record that was numbered is owed: after a failed write or sync the segment is sealed as it
+is and everything not yet durable is written again, byte for byte, to a new one; when that fails too the
+writer admits no intent until the disk takes it. Space for the bill of every open intent is set aside on the
+disk before the intent is written, so that a full disk refuses new work and loses none.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from otel.journal import policy
-from otel.journal.appending import Segment
+from otel.journal.appending import Room, Segment
 from otel.journal.files import EVERYTHING, Files, reason_of
 from otel.journal.lines import GENESIS, Header, Kind, chain, encode_header, encode_line, previous_of
 from otel.journal.owed import Head, OpenIntents, Owed
-from otel.journal.policy import LINE_BYTES, SETTLE_BYTES, TRIES_MAX, UNDURABLE_MAX, Bounds, Durability
+from otel.journal.policy import LINE_BYTES, TRIES_MAX, UNDURABLE_MAX, Bounds, Durability
 from otel.journal.segments import JournalUnavailable, mark_of, mark_path, segment_path
 from otel.journal.syncing import Done, Syncer, SyncJob, SyncThread, do
 
@@ -64,30 +65,28 @@ class JournalWriter:
         self._files = files or Files()
         self._make_syncer = syncer
         self._mark_fd = -1
-        self._segments = 0
+        self._segments = self._stays = 0
         self._segment: Segment | None = None
         self._last_segment: str | None = None
-        self._stays = 0
-        self._seal_at_ns = 0
+        self._seal_at_ns = self._retry_at_ns = 0
         self._number = 0
         self._previous = GENESIS
         self._open = OpenIntents()
         self._owed = Owed()
         self._retired: list[int] = []
-        self._syncing = False
+        self._syncing = self._soon = False
         self._sync_failures = self._breaks = 0
         self._trusted_from = 0
         self._fault: str | None = None
-        self._low_space: str | None = None
+        self._room = Room(self._files, directory, self._bounds.free_bytes_min)
         self._last_reason = ""
-        self._retry_at_ns = 0
         self._syncer: Syncer | None = None
         self.syncs = self.bytes_written = 0
 
     @property
     def fault(self) -> str | None:
         """Why no intent is admitted now; None while all is well."""
-        return self._fault or self._low_space
+        return self._fault or self._room.lacks
 
     @property
     def number(self) -> int:
@@ -152,7 +151,7 @@ class JournalWriter:
         if self._durability == "process" and self._fault is None:
             self._owed.done(self._number)
         elif kind != "S" and self._durability == "group" and not self._syncing:
-            self._request_sync(self._number)  # nobody waits for it yet: it runs beside the provider's work
+            self._write_soon()  # nobody waits for it yet: it runs beside the provider's work
         return self._number
 
     async def durable(self, number: int) -> None:
@@ -169,26 +168,17 @@ class JournalWriter:
         if self._durability == "strict":
             self._request_sync(number)
         elif not self._syncing:
-            self._request_sync(self._number)
+            self._write_soon()
         await waiter
 
     def tend(self) -> None:
         """Do what no request brings about: try a bad disk again, watch its space, seal an aged segment."""
         now_ns = self._now_ns()
         if self._fault is not None:
-            with contextlib.suppress(JournalUnavailable):
-                self._try_again()
+            self._try_again()
         elif now_ns >= self._seal_at_ns and self._segment is not None and self._segment.has_records:
             self._rotate()
-        try:
-            free = self._files.free_bytes(self._directory)
-            if self._low_space is not None and self._segment is not None:  # free is not yet to be had
-                self._segment.reserve(LINE_BYTES + (len(self._open) + 1) * SETTLE_BYTES)
-        except OSError as fault:
-            self._low_space = reason_of(fault)
-            return
-        least = self._bounds.free_bytes_min
-        self._low_space = f"only {free} bytes of the disk are free; {least} must be" if free < least else None
+        self._room.look(self._segment, LINE_BYTES + self._open.room(1))
 
     def pin(self) -> None:
         """Keep what is written from now on in sight of recovery, until `unpin`."""
@@ -201,8 +191,8 @@ class JournalWriter:
     def close(self) -> None:
         """Sync, seal and stop; safe to call twice. The mark stays for recovery to retire."""
         if self._fault is not None:
-            with contextlib.suppress(JournalUnavailable):
-                self._replace_segment()
+            self._replace_segment()
+        self._flush()
         if self._syncer is not None:
             self._syncer.close()
             self._syncer = None
@@ -217,41 +207,48 @@ class JournalWriter:
             self._mark_fd = -1
         self._owed.fail("the gateway is stopping")
 
-    # admission of one record
-
     def _admit(self, kind: Kind, size: int) -> None:
-        if self._fault is not None:
-            self._try_again()
-        if self._low_space is not None and kind in ("I", "R"):
-            raise JournalUnavailable(self._low_space)
+        if self._fault is not None and not self._try_again():
+            raise JournalUnavailable(self._fault)
+        if self._room.lacks is not None and kind in ("I", "R"):
+            raise JournalUnavailable(self._room.lacks)
         if len(self._owed) >= UNDURABLE_MAX:
             raise JournalUnavailable(f"{UNDURABLE_MAX} records wait for the disk")
-        segment = self._segment
-        if segment is None:
-            raise JournalUnavailable("the gateway is stopping")
-        full = segment.size + size > self._bounds.segment_bytes_max and segment.has_records
-        if (full or self._now_ns() >= self._seal_at_ns) and not self._rotate():
-            raise JournalUnavailable(self._low_space)
-        try:
-            self._segment_now().reserve(size + (len(self._open) + 1) * SETTLE_BYTES)
-        except OSError as fault:
-            self._low_space = reason_of(fault)
-            raise JournalUnavailable(self._low_space) from fault
+        segment = self._segment_now()
+        full = segment.size + segment.held_bytes + size > self._bounds.segment_bytes_max
+        if ((full and segment.has_records) or self._now_ns() >= self._seal_at_ns) and not self._rotate():
+            raise JournalUnavailable(self.fault)
+        if not self._room.take(self._segment_now(), size + self._open.room(1)):
+            raise JournalUnavailable(self._room.lacks)
 
     def _put(self, line: bytes, kind: Kind) -> None:
         if self._fault is not None:
-            with contextlib.suppress(JournalUnavailable):
-                self._try_again()
+            self._try_again()
             return
-        try:
-            self._segment_now().append(line)
-        except OSError as fault:
-            self._last_reason = reason_of(fault)
-            with contextlib.suppress(JournalUnavailable) if kind == "S" else contextlib.nullcontext():
-                self._replace_segment()
-                if self._durability != "process":
-                    self._request_sync(self._number)
         self.bytes_written += len(line)
+        try:
+            if kind == "S" and self._durability == "group":
+                self._segment_now().hold(line)
+                self._write_soon()
+            else:
+                self._segment_now().append(line)
+        except OSError as fault:
+            if not self._write_again(fault) and kind != "S":
+                raise JournalUnavailable(self._fault, owed=True) from fault
+
+    def _flush(self) -> None:
+        if self._fault is None and self._segment is not None:
+            try:
+                self._segment.flush()
+            except OSError as fault:
+                self._write_again(fault)
+
+    def _write_again(self, fault: OSError) -> bool:
+        self._last_reason = reason_of(fault)
+        written = self._replace_segment()
+        if self._durability != "process":
+            self._request_sync(self._number)
+        return written
 
     # segments
 
@@ -262,11 +259,14 @@ class JournalWriter:
 
     def _rotate(self, sealed: Mapping[str, Head] | None = None) -> bool:
         """Seal the segment and start the next; False where the disk has no room for one."""
+        self._flush()
+        if self._fault is not None:
+            return False
         old = self._segment_now()
         try:
             self._start_segment(owed=(), sealed=sealed or {})
         except OSError as fault:
-            self._low_space = reason_of(fault)
+            self._room.lacks = reason_of(fault)
             return False
         self._retired.append(old.seal())
         if self._durability == "process":
@@ -296,7 +296,7 @@ class JournalWriter:
             sealed=dict(sealed),
         )
         path = segment_path(self._directory, now_ns, self.name, self._segments)
-        room = sum([len(line) for _, line in owed]) + len(self._open) * SETTLE_BYTES
+        room = sum([len(line) for _, line in owed]) + self._open.room()
         start = encode_header(self._segment_id(), first, previous, header)
         segment = Segment(self._files, path, start, room, first=first, previous=self._last_segment)
         try:
@@ -309,12 +309,8 @@ class JournalWriter:
         self._last_segment = path.name
         self._seal_at_ns = policy.seal_at_ns(now_ns)
 
-    def _replace_segment(self) -> None:
-        """Seal the segment and write all that is owed to the next.
-
-        Raises:
-            JournalUnavailable: after TRIES_MAX new segments; what was numbered stays owed.
-        """
+    def _replace_segment(self) -> bool:
+        """Seal the segment and write all that is owed to the next; False after TRIES_MAX: it stays owed."""
         useless, old, self._segment = None, self._segment, None
         if old is not None:
             self._retired.append(old.seal())
@@ -331,9 +327,9 @@ class JournalWriter:
             self._fault = None
             if useless is not None:  # the new one has all of it: a bad disk must not fill with such
                 useless.forget()
-            return
+            return True
         self._broken(self._last_reason)
-        raise JournalUnavailable(self._fault, owed=True)
+        return False
 
     def _broken(self, reason: str) -> None:
         self._fault = reason
@@ -341,23 +337,29 @@ class JournalWriter:
         self._retry_at_ns = self._now_ns() + policy.retry_after_ns(self._breaks)
         self._owed.fail(reason)
 
-    def _try_again(self) -> None:
-        """Write all that is owed to a new segment, if it is time to.
-
-        Raises:
-            JournalUnavailable: it is not, or the disk still refuses.
-        """
-        if self._now_ns() >= self._retry_at_ns:
-            with contextlib.suppress(JournalUnavailable):
-                self._replace_segment()
-        if self._fault is not None:
-            raise JournalUnavailable(self._fault)
+    def _try_again(self) -> bool:
+        """Write all that is owed to a new segment; False if it is not time to, or the disk still refuses."""
+        if self._now_ns() < self._retry_at_ns or not self._replace_segment():
+            return False
         if self._durability == "process":
             self._owed.done(self._number)
         else:
             self._request_sync(self._number)
+        return True
 
     # syncs
+
+    def _write_soon(self) -> None:
+        """Write what is held back at the end of the loop's turn, and sync unless that is under way."""
+        if self._syncer is not None and not self._soon:
+            self._soon = True
+            self._syncer.soon(self._write_now)
+
+    def _write_now(self) -> None:
+        self._soon = False
+        self._flush()
+        if not self._syncing and self._fault is None:
+            self._request_sync(self._number)
 
     def _request_sync(self, upto: int) -> None:
         if self._syncer is None or self._segment is None:
@@ -382,7 +384,7 @@ class JournalWriter:
                 self._files.mark(self._mark_fd, job.mark)
         self._owed.done(job.upto)
         if len(self._owed) and self._fault is None and self._durability == "group":
-            self._request_sync(self._number)
+            self._write_soon()
 
     def _sync_failed(self, reason: str) -> None:
         """What was written may or may not be durable: write it again, the same, and sync that."""
@@ -393,6 +395,5 @@ class JournalWriter:
             self._sync_failures = 0
             self._broken(reason)
             return
-        with contextlib.suppress(JournalUnavailable):
-            self._replace_segment()
+        if self._replace_segment():
             self._request_sync(self._number)

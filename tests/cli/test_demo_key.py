@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from gateway.key_settings import AdminSettings
 from pydantic import SecretStr
 
 from gateway.cli.serve import _demo_key

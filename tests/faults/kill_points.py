@@ -205,29 +205,38 @@ class PointFiles(Files):
         return fd
 
     def write(self, fd: int, data: bytes) -> int:
-        points, kind = self._points, kind_of(data)
+        """Write some lines at once; a kill may come before each of them, within it, and behind it."""
+        points, file = self._points, self._opened[fd]
+        lines = data.splitlines(keepends=True)
+        names = [self._name(kind_of(line)) for line in lines]
+        at = 0
+        for line, name in zip(lines, names, strict=True):
+            for point, more in (*self._before(name), (f"{name}half_written", len(line) // 2)):
+                if points.reached(point):
+                    super().write(fd, data[: at + more])
+                    points.die()
+            at += len(line)
+        written = super().write(fd, data)
+        for line, name in zip(lines, names, strict=True):
+            file.size += len(line)
+            if written == len(data):
+                self._watch.wrote(line, file)
+            points.hit(f"{name}written")
+        return written
+
+    def _name(self, kind: str) -> str:
         if kind == "H":
-            before, name = None, "rotation.header" if self._segments > 1 else "segment.header"
-            half, after = f"{name}_half_written", f"{name}_written"
-        else:
-            name = "recovery" if self.recovering else _KINDS[kind]
-            before, half, after = f"{name}.before_write", f"{name}.half_written", f"{name}.written"
-        if self.recovering and kind == "S":
+            return "rotation.header_" if self._segments > 1 else "segment.header_"
+        return "recovery." if self.recovering else f"{_KINDS[kind]}."
+
+    def _before(self, name: str) -> list[tuple[str, int]]:
+        if name.endswith("_"):
+            return []
+        if name == "recovery.":
             self._recovered += 1
             if self._recovered > 1:
-                points.hit("recovery.mid")
-        if before is not None:
-            points.hit(before)
-        if points.reached(half):
-            super().write(fd, data[: len(data) // 2])
-            points.die()
-        written = super().write(fd, data)
-        file = self._opened[fd]
-        file.size += written
-        if written == len(data):
-            self._watch.wrote(data, file)
-        points.hit(after)
-        return written
+                return [("recovery.mid", 0), ("recovery.before_write", 0)]
+        return [(f"{name}before_write", 0)]
 
     def reserve(self, fd: int, offset: int, length: int) -> bool:
         # A folder in memory takes a millisecond for each MiB, and no kill runs out of space.

@@ -67,6 +67,9 @@ class SyncByHand:
         if self._early():
             self._do_all()
 
+    def soon(self, act: Callable[[], None]) -> None:
+        act()
+
     def run_one(self) -> None:
         if not self.answers and self.waiting:
             job = self.waiting.popleft()

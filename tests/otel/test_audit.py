@@ -1034,7 +1034,7 @@ def test_records_read_behind_the_damage_may_come_before_those_that_heal_it(folde
 
 async def recovered(folder: Path, *, durable: int | None = None) -> Path:
     """Return a folder of a writer that lost record 2 in a power loss and of one that recovered it."""
-    with Book(folder, "z", bytes_max=2500) as book:
+    with Book(folder, "z", bytes_max=2100) as book:
         for number in range(1, 5):
             await book.durable(book.intent(number))
     first, second = names(folder)[:2]

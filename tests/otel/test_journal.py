@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,9 @@ class NeverSynced:
 
     def submit(self, job: object) -> None:
         pass
+
+    def soon(self, act: Callable[[], None]) -> None:
+        act()
 
     def close(self) -> None:
         pass

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,9 @@ class Steps:
 
     def submit(self, job: SyncJob) -> None:
         self.jobs.append(job)
+
+    def soon(self, act: Callable[[], None]) -> None:
+        act()
 
     def step(self) -> None:
         job = self.jobs.pop(0)

@@ -244,7 +244,7 @@ async def test_a_bill_that_stands_again_after_a_failed_sync_is_noted_once(tmp_pa
         files = FailingSync(failing)
         with Book(folder, "b3", files=files) as book:
             for number in range(6):
-                book.intent(number)
+                await book.durable(book.intent(number))
                 await book.durable(book.bill(number))
         assert files.failed == 1
         mark_path(folder, "b3-0").unlink()

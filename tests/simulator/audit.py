@@ -124,8 +124,9 @@ def _against_caller(world: World, request_id: str, bill: dict[str, Any]) -> list
 
 
 def _progress_lost(world: World, request_id: str) -> bool:
-    """Progress is not waited for: a power loss may take the newest record of it."""
-    return request_id in world.ledger.lost_power_after
+    """Progress is not waited for: a power loss may take it, or a failed sync before a crash."""
+    progress = b'"k":"P","id":"%b"' % request_id.encode()
+    return request_id in world.ledger.lost_power_after or progress in world.disk.dropped
 
 
 def _against_collector(world: World, bills: dict[str, list[bytes]]) -> list[str]:

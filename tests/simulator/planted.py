@@ -62,8 +62,8 @@ BUGS: dict[str, Bug] = {
     ),
     "nothing is written again after a failed sync": Bug(
         WRITER,
-        "            self._replace_segment()\n            self._request_sync",
-        "            self._request_sync",
+        "        if self._replace_segment():\n            self._request_sync",
+        "        if True:\n            self._request_sync",
         seed=7,
     ),
     "a sync covers what was written after it began": Bug(
@@ -98,9 +98,24 @@ BUGS: dict[str, Bug] = {
     ),
     "the segment with the failed write is written on": Bug(
         WRITER,
-        "                self._replace_segment()\n                if self._durability",
-        "                self._segment_now().append(line)\n                if self._durability",
+        "            if not self._write_again(fault) and",
+        "            self._segment_now().append(line)\n            if False and",
         seed=3,
+    ),
+    "a sync begins before what was held back is written": Bug(
+        WRITER,
+        "        self._flush()\n        if not self._syncing and",
+        "        if not self._syncing and",
+    ),
+    "what was held back is lost with its segment": Bug(
+        WRITER,
+        "        self._flush()\n        if self._fault is not None:\n            return False\n",
+        "",
+    ),
+    "what a write held back is not written with it": Bug(
+        APPENDING,
+        '            line = b"".join([*self._held, line])\n',
+        "",
     ),
     "a broken disk is reported as durable": Bug(
         WRITER,
@@ -110,8 +125,7 @@ BUGS: dict[str, Bug] = {
     ),
     "a bill that the disk refused is forgotten": Bug(
         WRITER,
-        "        if self._fault is not None:\n            with contextlib.suppress(JournalUnavailable):\n"
-        "                self._try_again()\n            return\n",
+        "        if self._fault is not None:\n            self._try_again()\n            return\n",
         "        if self._fault is not None:\n            self._owed.lines.pop()\n            return\n",
         seed=17,
     ),

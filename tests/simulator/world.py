@@ -69,6 +69,9 @@ class SimSyncer:
         if len(self._jobs) == 1:
             self._later(self._rng.randrange(4))
 
+    def soon(self, act: Callable[[], None]) -> None:
+        self._loop.call_soon(act)
+
     def _later(self, turns: int) -> None:
         self._loop.call_soon(self._later, turns - 1) if turns else self._loop.call_soon(self._run)
 
