@@ -1,9 +1,10 @@
-"""The gateway with its journal taken out or its waits timed, to say what durability costs.
+"""The gateway with its ledger or its journal taken out or its waits timed, to say what durability costs.
 
-    python benchmarks/durability.py without FILE serve … no record is written and nothing waits for a disk
+    python benchmarks/durability.py journal FILE serve … no ledger follows the journal
+    python benchmarks/durability.py neither FILE serve … nor is a record written, and nothing waits for a disk
     python benchmarks/durability.py timed FILE serve …   at its end FILE holds each wait for a bill's sync
 
-Only the writer is another; all else is the product, started by its own command line.
+All else is the product, started by its own command line.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gateway import app  # noqa: E402  # after the path is set
+from gateway import app, behind  # noqa: E402  # after the path is set
 from gateway.cli.main import main  # noqa: E402
+from gateway.ledger.follower import Follower  # noqa: E402
 from otel.journal import JournalWriter  # noqa: E402
 from otel.journal.lines import Kind  # noqa: E402
 
@@ -39,6 +41,16 @@ class Without(JournalWriter):
 
     async def durable(self, number: int) -> None:
         del number
+
+
+class Idle(Follower):
+    """Follows nothing."""
+
+    def start(self) -> None:
+        pass
+
+    def stop(self, timeout_s: float) -> None:
+        del timeout_s
 
 
 class Timed(JournalWriter):
@@ -63,7 +75,10 @@ class Timed(JournalWriter):
 
 def run(mode: str, out: str, arguments: list[str]) -> None:
     """Serve, and write the waits when it is over."""
-    app.__dict__["JournalWriter"] = {"without": Without, "timed": Timed}[mode]
+    writer = {"journal": JournalWriter, "neither": Without, "timed": Timed}[mode]
+    app.__dict__["JournalWriter"] = writer
+    if mode != "timed":
+        behind.__dict__["Follower"] = Idle
     sys.argv = ["spanbill", *arguments]
     try:
         main()

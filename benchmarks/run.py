@@ -140,7 +140,7 @@ class GatewayUnderTest:
 
     def check(self) -> None:
         """Every answer has its bill, and no bill is without an answer."""
-        if self.writer != "without" and self.bills() != self.answered:
+        if self.writer != "neither" and self.bills() != self.answered:
             raise SystemExit(f"{self.answered} answers but {self.bills()} bills in the journal")
         page = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10).read().decode()
         if f'llm_gateway_records_total{{status="final"}} {float(self.answered)}' not in page:
@@ -175,13 +175,11 @@ def measure(seconds: float, rounds: int) -> list[dict[str, Any]]:
         )
         group = GatewayUnderTest(stack, mock_port, "group")
         process = GatewayUnderTest(stack, mock_port, "process")
-        without = GatewayUnderTest(stack, mock_port, "process", "without")
         contenders: list[tuple[str, int, subprocess.Popen[bytes] | None, GatewayUnderTest | None]] = [
             ("direct", mock_port, None, None),
             ("Go reverse proxy", proxy_port, proxy, None),
             ("Spanbill, journal `group`", group.port, group.process, group),
             ("Spanbill, journal `process`", process.port, process.process, process),
-            ("Spanbill, no journal (measuring only)", without.port, without.process, without),
         ]
         for _, _, own, _ in contenders:
             if own is not None:
@@ -227,6 +225,52 @@ def one_round(
     note("first_p99_ms", first["first_p99_ms"])
     if gateway:
         gateway.answered += int(sum(r["requests"] for r in (whole, streams, paced, first)))
+
+
+def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
+    """Return what journal and ledger cost, each as shares of a run without, by many short runs in turns.
+
+    Within a slice all run seconds apart, so that a busy machine bends a slice and hardly a share; the order
+    changes with each slice. A share is a median, with its quartiles.
+    """
+    with ExitStack() as stack:
+        mock_port = free_port()
+        stack.enter_context(running([str(TOOL), "mock", f"-listen=127.0.0.1:{mock_port}"], OTHER_CORES))
+        gateways = {
+            name: GatewayUnderTest(stack, mock_port, durability, mode)
+            for name, durability, mode in (
+                ("neither", "process", "neither"),
+                ("group", "group", "journal"),
+                ("process", "process", "journal"),
+                ("ledger", "group", None),
+            )
+        }
+        order = list(gateways)
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
+        for gateway in gateways.values():
+            paused(gateway.process)
+        for turn in range(-1, slices):  # the first is to warm up
+            console.print(f"slice {turn + 1} of {slices}: what durability costs", style="dim")
+            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+                gateway = gateways[name]
+                resumed(gateway.process)
+                whole = load(gateway.port, seconds, connections=CONNECTIONS)
+                streams = load(gateway.port, seconds, connections=CONNECTIONS, stream=True)
+                paused(gateway.process)
+                gateway.answered += int(whole["requests"] + streams["requests"])
+                if turn >= 0:
+                    measured[name].append((whole["per_second"], streams["chunks_per_second"]))
+        for gateway in gateways.values():
+            resumed(gateway.process)
+            gateway.check()
+    rows = []
+    for name, beside in (("group", "neither"), ("process", "neither"), ("ledger", "group")):
+        for index, what in enumerate(("requests", "chunks")):
+            pairs = zip(measured[name], measured[beside], strict=True)
+            shares = [1 - own[index] / other[index] for own, other in pairs]
+            low, median, high = statistics.quantiles(shares, n=4)
+            rows.append({"of": name, "what": what, "share": median, "low": low, "high": high})
+    return rows
 
 
 def holds(seconds: float) -> list[dict[str, Any]]:
@@ -299,6 +343,7 @@ def rate_cards() -> dict[str, dict[str, float]]:
 
 def show(
     rows: list[dict[str, Any]],
+    costs: list[dict[str, Any]],
     waits: list[dict[str, Any]],
     held: dict[str, float],
     cards: dict[str, dict[str, float]],
@@ -328,10 +373,12 @@ def show(
             f"{row['cpu_us']:.0f}" if "cpu_us" in row else "–",
         )
     console.print(table)
-    without = next(row for row in rows if "no journal" in row["name"])
-    for row in rows[2:4]:
-        lost = [1 - row[column] / without[column] for column in ("requests_per_s", "chunks_per_s")]
-        console.print(f"{row['name']}: costs {lost[0]:.1%} of requests/s and {lost[1]:.1%} of chunks/s")
+    for cost in costs:
+        of = "following the ledger" if cost["of"] == "ledger" else f"journal `{cost['of']}`"
+        console.print(
+            f"{of} costs {cost['share']:.1%} of {cost['what']}/s "
+            f"(half of the slices: {cost['low']:.1%} to {cost['high']:.1%})"
+        )
     for wait in waits:
         console.print(
             f"hold of the terminal event, journal `{wait['durability']}`, {wait['load']}: "
@@ -355,14 +402,14 @@ def main() -> None:
     options = parser.parse_args()
     build()
     rows = measure(*((0.7, 1) if options.quick else (3.0, 3)))
+    costs = losses(*((0.25, 4) if options.quick else (0.5, 30)))
     waits = holds(0.7 if options.quick else 3.0)
     held = memory()
     cards = rate_cards()
-    show(rows, waits, held, cards)
+    show(rows, costs, waits, held, cards)
     if options.json:
-        options.json.write_text(
-            json.dumps({"rows": rows, "holds": waits, "memory": held, "rate_cards": cards}, indent=2) + "\n"
-        )
+        found = {"rows": rows, "costs": costs, "holds": waits, "memory": held, "rate_cards": cards}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

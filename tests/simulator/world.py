@@ -70,7 +70,13 @@ class SimSyncer:
             self._later(self._rng.randrange(4))
 
     def soon(self, act: Callable[[], None]) -> None:
-        self._loop.call_soon(act)
+        def acted() -> None:
+            try:
+                act()
+            except Crash:  # a loop goes on after a callback's fault; a dead process does not
+                self._loop.stop()
+
+        self._loop.call_soon(acted)
 
     def _later(self, turns: int) -> None:
         self._loop.call_soon(self._later, turns - 1) if turns else self._loop.call_soon(self._run)
