@@ -204,6 +204,43 @@ async def test_a_recovery_that_died_is_forgotten_after_those_whom_it_billed(tmp_
         assert scan(tmp_path, Files()).open_intents == ()
 
 
+class EmptiedBySync(Files):
+    """A disk that never had what stands in the cache of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.emptied = 0
+
+    def sync_file(self, path: Path) -> None:
+        super().sync_file(path)
+        if path == self.path and path.stat().st_size:
+            path.write_bytes(b"")
+            self.emptied += 1
+
+
+def test_a_header_that_a_power_loss_could_still_take_hides_nothing_before_it(tmp_path: Path) -> None:
+    """It says that recovery may begin with it; then the sync shows that the disk never had it."""
+    paths = [segment_path(tmp_path, NOON_NS, "b0-0", number) for number in (1, 2)]
+    previous = GENESIS
+    for number, path in enumerate(paths, start=1):
+        header = Header(
+            boot="b0",
+            worker=0,
+            segment=number,
+            previous_segment=None if number == 1 else paths[0].name,
+            created_unix_ns=str(NOON_NS),
+            oldest_open=number,
+        )
+        line = encode_line("I", f"r{number}", number, previous, "{}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_header(f"{number:032x}", number, previous, header) + line)
+        previous = chain(line)
+    files = EmptiedBySync(paths[1])
+    files.close(files.hold(mark_path(tmp_path, "b0-0")))
+    assert [intent.record_id for intent in scan(tmp_path, files).open_intents] == ["r1"]
+    assert files.emptied == 1
+
+
 def test_a_segment_that_was_passed_over_says_nothing_of_how_far_its_writer_came(tmp_path: Path) -> None:
     """Its writer removed it, and a power loss brought it back."""
     files = Files()
