@@ -8,19 +8,13 @@ is checked, and after each run the journal must hold exactly one bill per answer
 from __future__ import annotations
 
 import argparse
-import array
 import json
 import os
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,16 +24,22 @@ from rich.table import Table
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deploy.stack import http_ok, wait_until  # noqa: E402  # after the path is set
+from benchmarks.contenders import (  # noqa: E402  # after the path is set
+    GATEWAY_CORE,
+    OTHER_CORES,
+    TOOL,
+    GatewayUnderTest,
+    free_port,
+    load,
+    paused,
+    resumed,
+    running,
+)
+from deploy.stack import wait_until  # noqa: E402
 
-TOOL: Final = ROOT / "build" / "loadtool"
-CORES: Final = sorted(os.sched_getaffinity(0))
-GATEWAY_CORE: Final = {CORES[0]}
-OTHER_CORES: Final = set(CORES[1:]) or {CORES[0]}
 CONNECTIONS: Final = 64
 RATE: Final = 200
 OPEN_STREAMS: Final = 1000
-WAITS: Final = "waits"
 console = Console(width=150)
 
 
@@ -49,110 +49,6 @@ def build() -> None:
         raise SystemExit("make bench needs Go, for the reverse proxy to compare with and for the load")
     TOOL.parent.mkdir(exist_ok=True)
     subprocess.run(["go", "build", "-o", str(TOOL), "."], cwd=ROOT / "benchmarks" / "loadtool", check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
-
-
-@contextmanager
-def running(command: list[str], cores: set[int], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, cores), **options)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-
-
-def load(port: int, seconds: float, **options: object) -> dict[str, float]:
-    arguments = [f"-{name}={str(value).lower()}" for name, value in options.items()]
-    done = subprocess.run(
-        [str(TOOL), "load", f"-to=127.0.0.1:{port}", f"-seconds={seconds}", *arguments],
-        preexec_fn=lambda: os.sched_setaffinity(0, OTHER_CORES),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    result: dict[str, float] = json.loads(done.stdout)
-    if result["errors"]:
-        raise SystemExit(f"{result['errors']} wrong replies ({result['last_error']}): no figure is printed")
-    return result
-
-
-class GatewayUnderTest:
-    """One gateway process and its journal."""
-
-    def __init__(self, stack: ExitStack, mock_port: int, durability: str, writer: str | None = None) -> None:
-        self.port = free_port()
-        self.writer = writer
-        self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=ROOT / "build")))
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPANBILL_"))}
-        provider = {"openai": {"base_url": f"http://127.0.0.1:{mock_port}/v1", "api_key": "sk-mock"}}
-        log = stack.enter_context((self.folder / "gateway.log").open("wb"))
-        self.process = stack.enter_context(
-            running(
-                [sys.executable, *self.program(), "serve", "--port", str(self.port)],
-                GATEWAY_CORE,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                env={
-                    **clean,
-                    "PYTHONPATH": str(ROOT),
-                    "SPANBILL_API_KEYS": "sk-bench",
-                    "SPANBILL_PROVIDERS": json.dumps(provider),
-                    "SPANBILL_JOURNAL__DURABILITY": durability,
-                },
-            )
-        )
-        if not wait_until(lambda: http_ok(f"http://127.0.0.1:{self.port}/ready"), 20, 0.05):
-            raise SystemExit((self.folder / "gateway.log").read_text())
-        self.answered = 0
-
-    def program(self) -> list[str]:
-        """Return what serves: the product, or the product with another writer (see `durability.py`)."""
-        if self.writer is None:
-            return ["-m", "gateway"]
-        return [str(ROOT / "benchmarks" / "durability.py"), self.writer, str(self.folder / WAITS)]
-
-    def stop(self) -> list[int]:
-        """End it; return how long each bill was waited for, in ns, where that was timed."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
-        waits = array.array("q")
-        waits.frombytes((self.folder / WAITS).read_bytes())
-        return sorted(waits)
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def rss_mib(self) -> float:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    def bills(self) -> int:
-        segments = (self.folder / "data" / "journal").glob("2*/*.jsonl")
-        return sum(path.read_bytes().count(b'{"j":{"k":"S"') for path in segments)
-
-    def check(self) -> None:
-        """Every answer has its bill, and no bill is without an answer."""
-        if self.writer != "neither" and self.bills() != self.answered:
-            raise SystemExit(f"{self.answered} answers but {self.bills()} bills in the journal")
-        page = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10).read().decode()
-        if f'llm_gateway_records_total{{status="final"}} {float(self.answered)}' not in page:
-            raise SystemExit("the gateway's own count of bills differs from the answers")
-
-
-def paused(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGSTOP)
-
-
-def resumed(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGCONT)
 
 
 def measure(seconds: float, rounds: int) -> list[dict[str, Any]]:
@@ -231,7 +127,8 @@ def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
     """Return what journal and ledger cost, each as shares of a run without, by many short runs in turns.
 
     Within a slice all run seconds apart, so that a busy machine bends a slice and hardly a share; the order
-    changes with each slice. A share is a median, with its quartiles.
+    changes with each slice. A share is a median, with its quartiles; the processor time of a request or
+    stream, in us, is that of all slices together, and hardly depends on what else the machine does.
     """
     with ExitStack() as stack:
         mock_port = free_port()
@@ -246,7 +143,8 @@ def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
             )
         }
         order = list(gateways)
-        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
+        rates: dict[tuple[str, str], list[float]] = {}
+        used: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for gateway in gateways.values():
             paused(gateway.process)
         for turn in range(-1, slices):  # the first is to warm up
@@ -254,22 +152,29 @@ def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 gateway = gateways[name]
                 resumed(gateway.process)
-                whole = load(gateway.port, seconds, connections=CONNECTIONS)
-                streams = load(gateway.port, seconds, connections=CONNECTIONS, stream=True)
+                for what, rate in (("requests", "per_second"), ("chunks", "chunks_per_second")):
+                    before = gateway.cpu_s()
+                    done = load(gateway.port, seconds, connections=CONNECTIONS, stream=what == "chunks")
+                    gateway.answered += int(done["requests"])
+                    if turn >= 0:
+                        rates.setdefault((name, what), []).append(done[rate])
+                        cpu_s = gateway.cpu_s() - before
+                        used.setdefault((name, what), []).append((cpu_s, done["requests"]))
                 paused(gateway.process)
-                gateway.answered += int(whole["requests"] + streams["requests"])
-                if turn >= 0:
-                    measured[name].append((whole["per_second"], streams["chunks_per_second"]))
         for gateway in gateways.values():
             resumed(gateway.process)
             gateway.check()
     rows = []
     for name, beside in (("group", "neither"), ("process", "neither"), ("ledger", "group")):
-        for index, what in enumerate(("requests", "chunks")):
-            pairs = zip(measured[name], measured[beside], strict=True)
-            shares = [1 - own[index] / other[index] for own, other in pairs]
-            low, median, high = statistics.quantiles(shares, n=4)
-            rows.append({"of": name, "what": what, "share": median, "low": low, "high": high})
+        for what in ("requests", "chunks"):
+            pairs = zip(rates[name, what], rates[beside, what], strict=True)
+            low, share, high = statistics.quantiles([1 - own / other for own, other in pairs], n=4)
+            cpu_us, beside_us = (
+                sum(cpu_s for cpu_s, _ in used[who, what]) / sum(count for _, count in used[who, what]) * 1e6
+                for who in (name, beside)
+            )
+            row = {"of": name, "what": what, "share": share, "low": low, "high": high}
+            rows.append({**row, "cpu_us": cpu_us, "beside_us": beside_us})
     return rows
 
 
@@ -377,7 +282,8 @@ def show(
         of = "following the ledger" if cost["of"] == "ledger" else f"journal `{cost['of']}`"
         console.print(
             f"{of} costs {cost['share']:.1%} of {cost['what']}/s "
-            f"(half of the slices: {cost['low']:.1%} to {cost['high']:.1%})"
+            f"(half of the slices: {cost['low']:.1%} to {cost['high']:.1%}); "
+            f"CPU {cost['cpu_us']:.0f} µs instead of {cost['beside_us']:.0f} µs each"
         )
     for wait in waits:
         console.print(
