@@ -23,6 +23,7 @@ import msgspec
 from gateway.ledger.expiry import Expiry
 from gateway.ledger.position import Position, lost, passed_by, position_of
 from gateway.ledger.projection import KNOWN_MAX, Projector, Rows
+from gateway.ledger.stats import Stats
 from gateway.ledger.store import LedgerBroken, LedgerNewer, LedgerUnavailable, Store
 from gateway.ledger.tallying import Remembered, totals
 from gateway.ledger.writing import Overtaken, Stretch, Written, enrol, refill, sums_due, write
@@ -31,7 +32,6 @@ from otel.journal.reader import Batch, Reader
 from otel.journal.recovery import living_writers
 from otel.journal.removed import UnreadableManifest, folder_id, removed_from
 from otel.otlp import backoff_s
-from otel.totals import Totals
 
 log = logging.getLogger("spanbill.ledger")
 
@@ -59,32 +59,6 @@ class Lead(Protocol):
     def release(self) -> None:
         """Give it up."""
         ...
-
-
-class Stats(msgspec.Struct, kw_only=True):
-    """What the follower has done since it started, and what is left to do; read by the metrics.
-
-    Args:
-        conflicts: second, different bills of one id.
-        refused: bills that a ledger cannot hold.
-        expired: bills whose rows went, as they were old.
-        totals: of writers that are gone; None until they were read to their ends.
-        behind_s: how long ago the ledger last had all of the journal; 0 while it has.
-    """
-
-    bills: int = 0
-    revisions: int = 0
-    again: int = 0
-    conflicts: int = 0
-    refused: int = 0
-    expired: int = 0
-    rebuilt: int = 0
-    failures_in_a_row: int = 0
-    last_error: str | None = None
-    stopped: bool = False
-    totals: Totals | None = None
-    pending_bytes: int = 0
-    behind_s: float = 0.0
 
 
 class _Stopped(Exception):
