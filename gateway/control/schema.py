@@ -1,16 +1,15 @@
 """Schema: the tables of the control plane's database, as the newest migration leaves them.
 
-A key is stored as the SHA-256 of its 256 random bits, never as itself. Rows are never deleted, because bills
-refer to them. Whoever changes a kind of thing raises that kind's version first, in the same transaction, and
-writes the new version into each row that it changes: so a reader that knows the version up to which it has
-read finds all that is new by one comparison, and changes come one after another.
-"""
+A key is stored as the SHA-256 of its 256 random bits, never as itself. Rows are never deleted, because
+bills refer to them. Whoever changes a kind of thing raises that kind's version first, in the same
+transaction, and writes the new version into each row that it changes: so a reader that knows the version up
+to which it has read finds all that is new by one comparison, and changes come one after another."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Index, MetaData, Table, Text, update
+from sqlalchemy import BigInteger, Boolean, Column, Connection, Index, Integer, MetaData, Table, Text, update
 
 metadata: Final = MetaData()
 
@@ -71,8 +70,57 @@ keys: Final = Table(
     Index("keys_idempotency", "idempotency", unique=True),
 )
 """Virtual keys. Digests are hexadecimal; `tags`, `models` and `endpoints` are JSON arrays, null for all;
-`old_digest` is the secret before the last rotation, good until `old_until_unix_ns`; `idempotency` is the hash
-of a maker and its Idempotency-Key, and `asked` of what it asked for; `changed` is the version of the row."""
+`old_digest` is the secret before the last rotation, good until `old_until_unix_ns`; `idempotency` is the
+hash of a maker and its Idempotency-Key, and `asked` of what it asked for; `changed` is the version of
+the row."""
+
+budgets: Final = Table(
+    "budgets",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("scope", Text, nullable=False),
+    Column("payer", Text, nullable=False),
+    Column("limit_pico", BigInteger, nullable=False),
+    Column("span", Text, nullable=False),
+    Column("zone", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("created_unix_ns", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+)
+"""Budgets made by command or over the API; those of the configuration stand there alone."""
+
+leases: Final = Table(
+    "budget_leases",
+    metadata,
+    Column("budget_id", Text, primary_key=True),
+    Column("payer", Text, primary_key=True),
+    Column("gateway_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("writer", Text, primary_key=True),
+    Column("lease_pico", BigInteger, nullable=False),
+    Column("room_pico", BigInteger, nullable=False),
+    Column("wanted_pico", BigInteger, nullable=False),
+    Column("renewed_unix_ns", BigInteger, nullable=False),
+)
+"""What each process holds of a budget beside what the ledger has as spent; `room_pico` of it was free when
+the row was written. `gateway_id` and `writer` are the names of its journal, which tell whether its bills
+are in."""
+
+warnings: Final = Table(
+    "budget_warnings",
+    metadata,
+    Column("budget_id", Text, primary_key=True),
+    Column("payer", Text, primary_key=True),
+    Column("period_start_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("percent", Integer, primary_key=True, autoincrement=False),
+    Column("at_unix_ns", BigInteger, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_unix_ns", BigInteger),
+    Index("budget_warnings_next", "next_unix_ns"),
+)
+"""Thresholds that were passed, each once; `next_unix_ns` is when its webhook is to be tried (again), null
+when that is over."""
 
 
 def next_version(connection: Connection, kind: str) -> int:

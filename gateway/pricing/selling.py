@@ -14,6 +14,7 @@ import msgspec
 from gateway.core.charge import Adjusted, Charge, Line, NoRate
 from gateway.core.usage import Usage
 from gateway.pricing.adjusting import Adjustment, adjusted
+from gateway.pricing.bounding import most_pico
 from gateway.pricing.catalogue import Catalogue
 from gateway.pricing.entries import Context, context_of
 from gateway.pricing.rates import RateCard
@@ -82,6 +83,15 @@ class Book:
             exchange=card.exchange,
             requested_price_id=self._requested(sale, card, context),
         )
+
+    def most_pico(self, sale: Sale, input_tokens: int, output_tokens: int) -> int | None:
+        """Return the most that a request can cost, adjustments included; None where there is no rate."""
+        card = self.card(sale)
+        most = None if card is None else most_pico(card, input_tokens, output_tokens)
+        if most is None or not self.adjustments:
+            return most
+        line = Line(dimension="request", units=1, rate_atto_per_million=0, cost_pico_usd=most)
+        return most + sum([rule.cost_pico_usd for rule in self._adjustments(sale, (line,))])
 
     def _card(self, sale: Sale, model: str, context: Context) -> RateCard | None:
         catalogue = self.catalogue
