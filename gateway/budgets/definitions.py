@@ -2,7 +2,8 @@
 
 A budget is for one payer, or with `EACH` for every one of its kind apart. A bill belongs to the period in
 which it was settled, as in the ledger; days, weeks and months begin at midnight in the budget's own time
-zone."""
+zone.
+"""
 
 from __future__ import annotations
 

@@ -3,13 +3,14 @@
 What a request may cost at most is reserved in all its purses at once, or in none; the bill takes the
 reservation's place. In the usual case the room is there, and nothing is awaited. Where it is not, the store
 is asked, for at most WAIT_S: money of a process that died, or that lies idle with another one, comes back
-within that time."""
+within that time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal
 
 from gateway.admission.guards import NOTHING_HELD, Aim, Header, Hold
@@ -71,6 +72,7 @@ class BudgetGuard:
         when_unpriced: Policy = "refuse",
         now_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._keeper = keeper
         self._reserve = reserve
@@ -79,6 +81,7 @@ class BudgetGuard:
         self._when_unpriced = when_unpriced
         self._now_ns = now_ns
         self._monotonic = monotonic
+        self._sleep = sleep
 
     async def admit(self, call: Call, aims: Sequence[Aim]) -> Hold:
         """Reserve what a request may cost; see `Guard.admit`."""
@@ -123,7 +126,7 @@ class BudgetGuard:
                     await self._ask(lacking, amount_pico, late=late)
                 except Unknown as fault:
                     if not late and self._monotonic() - self._keeper.fault_since < WAIT_S:
-                        await asyncio.sleep(POLL_S)
+                        await self._sleep(POLL_S)
                         continue
                     if self._when_unknown == "admit":
                         return
@@ -151,7 +154,7 @@ class BudgetGuard:
                 purse.refused_at = self._monotonic()
                 purse.refused_pico = amount_pico
                 self._refuse(purse, amount_pico)
-        await asyncio.sleep(POLL_S)
+        await self._sleep(POLL_S)
 
     def _refuse_again(self, lacking: Sequence[Purse], amount_pico: int) -> None:
         for purse in lacking:

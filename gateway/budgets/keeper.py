@@ -5,7 +5,8 @@
     tend, every TEND_S ────────────┘  tells what was billed, gives back what is idle or wanted elsewhere
 
 Requests that lack room at the same time wait for one and the same exchange. Purses are touched in the event
-loop only; the thread gets values and returns values."""
+loop only; the thread gets values and returns values.
+"""
 
 from __future__ import annotations
 

@@ -164,10 +164,7 @@ class Leasing:
         taken = sum([row.lease_pico for row in others])
         left = ask.budget.limit_pico - spent - taken - base
         grant = _grant(ask, left, max(self._workers, 1 + len(others)))
-        if ask.budget.mode == "refuse":
-            granted = grant if self._write(c, me, ask, base, grant, spent) else 0
-        else:
-            granted = 0
+        granted = grant if self._write(c, me, ask, base, grant, spent) else 0
         return Standing(
             period=ask.period,
             spent_pico=spent,
@@ -187,9 +184,9 @@ class Leasing:
             leases.c.gateway_id == me.gateway_id,
             leases.c.writer == me.writer,
         )
-        if not base and not grant and not ask.wanted_pico:
+        if ask.budget.mode == "warn" or not (base or grant or ask.wanted_pico):
             c.execute(delete(leases).where(*own))
-            return True
+            return False
         row = {
             "budget_id": ask.budget.id,
             "payer": ask.payer,

@@ -9,7 +9,8 @@
 Only a grant makes the lease larger. A bill that has come into the ledger leaves it, because it is in
 `spent` from then on: so at every moment spent + all leases <= limit, though nobody asks anybody for each
 request. A bill above its reservation makes the room negative: the provider took more than the request could
-be told to."""
+be told to.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 No tokenizer makes more than one token of a byte, so a body has at most as many tokens as bytes, and an
 image at most IMAGE_TOKENS_MAX; a model takes no more than its context. Each answer has at most the output
-that the request allows, or else the model's context or `assumed` tokens, whichever is less."""
+that the request allows, or else the model's context or `assumed` tokens, whichever is less.
+"""
 
 from __future__ import annotations
 

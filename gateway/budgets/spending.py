@@ -3,7 +3,8 @@
 Nothing else ever counts as spent, so that no crash refills a budget and none leaks one. Sum and position
 are read in one transaction: a bill is in the sum exactly if its number is not above `seen`. A ledger that
 is being made anew, or has not yet read what this journal held when it was first asked, would say too
-little, and is not believed."""
+little, and is not believed.
+"""
 
 from __future__ import annotations
 

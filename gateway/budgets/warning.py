@@ -1,7 +1,8 @@
 """Warning: a budget that passes 50, 80 or 100 % says so once, whoever sees it first.
 
 The row of a warning is what makes it one: who adds it, logs it. It also holds what a webhook is told, and
-when that is to be tried (again), so that a delivery outlives the process that began it."""
+when that is to be tried (again), so that a delivery outlives the process that began it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Webhooks: warnings are told to an address of the operator's, at least once, in a thread beside everything
-else.
+"""Webhooks: warnings are told to an address of the operator's, at least once, beside everything else.
 
     POST  content-type: application/json
           idempotency-key: <id of the warning>                 the same at every try
@@ -7,7 +6,8 @@ else.
 
 What is not answered with 2xx is tried again, later and later, TRIES_MAX times in all. Whoever tries one
 takes it first by moving its next time on: of several processes one tries, and if that one dies another does
-later."""
+later.
+"""
 
 from __future__ import annotations
 

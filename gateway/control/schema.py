@@ -1,9 +1,10 @@
 """Schema: the tables of the control plane's database, as the newest migration leaves them.
 
-A key is stored as the SHA-256 of its 256 random bits, never as itself. Rows are never deleted, because
-bills refer to them. Whoever changes a kind of thing raises that kind's version first, in the same
-transaction, and writes the new version into each row that it changes: so a reader that knows the version up
-to which it has read finds all that is new by one comparison, and changes come one after another."""
+A key is stored as the SHA-256 of its 256 random bits, never as itself. Rows are never deleted, because bills
+refer to them. Whoever changes a kind of thing raises that kind's version first, in the same transaction, and
+writes the new version into each row that it changes: so a reader that knows the version up to which it has
+read finds all that is new by one comparison, and changes come one after another.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +71,8 @@ keys: Final = Table(
     Index("keys_idempotency", "idempotency", unique=True),
 )
 """Virtual keys. Digests are hexadecimal; `tags`, `models` and `endpoints` are JSON arrays, null for all;
-`old_digest` is the secret before the last rotation, good until `old_until_unix_ns`; `idempotency` is the
-hash of a maker and its Idempotency-Key, and `asked` of what it asked for; `changed` is the version of
-the row."""
+`old_digest` is the secret before the last rotation, good until `old_until_unix_ns`; `idempotency` is the hash
+of a maker and its Idempotency-Key, and `asked` of what it asked for; `changed` is the version of the row."""
 
 budgets: Final = Table(
     "budgets",
