@@ -109,7 +109,7 @@ class World:
     seen: dict[str, int] = field(default_factory=dict)
     highest: int = 0
     ledger_away: bool = False
-    overdrawn: int = 0
+    overdrawn: Sums = field(default_factory=Sums)
     alive: set[str] = field(default_factory=set)
     processes: list[Process] = field(default_factory=list)
     dead: list[Process] = field(default_factory=list)
@@ -166,7 +166,8 @@ class World:
             payer = budget.payer_of(who)
             if budget.mode == "refuse" and payer is not None:
                 taken = self.spent(budget, payer) + self.reserved(budget, payer)
-                assert taken <= budget.limit_pico + self.overdrawn, (budget.id, payer, taken)
+                over = self.overdrawn.of((budget.scope, payer, budget.period_at(self.now_ns)))
+                assert taken <= budget.limit_pico + over, (budget.id, payer, taken)
 
     def leased(self) -> int:
         total = select(func.coalesce(func.sum(leases.c.lease_pico), 0))
@@ -289,8 +290,10 @@ class Process:
             hold.release()
             return
         self.number += 2
-        self.world.journal.add(Bill(self.name, self.number, who, cost, self.world.now_ns))
-        self.world.overdrawn += max(0, cost - amount)
+        now = self.world.now_ns
+        self.world.journal.add(Bill(self.name, self.number, who, cost, now))
+        if cost > amount:
+            self.world.overdrawn.add(Bill(self.name, self.number, who, cost - amount, now))
         hold.settle(cast(Exchange, _Settled(_Charged(cost))))
 
     def die(self) -> None:
