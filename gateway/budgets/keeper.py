@@ -11,6 +11,7 @@ loop only; the thread gets values and returns values.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from gateway.budgets.definitions import EACH, Budget
 from gateway.budgets.leasing import ASKS_MAX, Database, Leasing
 from gateway.budgets.purse import NOTHING, Ask, Purse, Standing
 from gateway.budgets.spending import Spending, Unknown
-from gateway.budgets.stored import Version, read_all
+from gateway.budgets.stored import Memo, Version, read_all
 from gateway.budgets.warning import Warnings
 from gateway.core.exchange import Identity
 from gateway.ledger.store import LedgerNewer, LedgerUnavailable
@@ -34,6 +35,8 @@ IDLE_S: Final = 5.0
 HEARTBEAT_S: Final = 60.0
 """How often a lease is told again, so that it is not forgotten."""
 FAULT_LOG_S: Final = 60.0
+START_S: Final = 2.0
+"""How long a start waits for the stored budgets; until they are read, those that were known last hold."""
 PAYERS_MAX: Final = 100_000
 """Remembered identities; they come from keys, and the memo starts over when it is full."""
 
@@ -43,6 +46,7 @@ class Keeper:
 
     Args:
         configured: budgets of the configuration, which go before stored ones of the same id.
+        memo: where stored ones are remembered for a start without the database.
         warnings: told of each standing, in the thread.
     """
 
@@ -54,6 +58,7 @@ class Keeper:
         warnings: Warnings,
         configured: Sequence[Budget],
         *,
+        memo: Memo | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,16 +67,18 @@ class Keeper:
         self._spending = spending
         self._warnings = warnings
         self._configured = tuple(configured)
+        self._memo = memo
         self._now_ns = now_ns
         self._monotonic = monotonic
         self._thread = ThreadPoolExecutor(1, "budgets")
         self._version: int | None = None
-        self._budgets: tuple[Budget, ...] = self._configured
+        self._budgets: tuple[Budget, ...] = ()
         self._by_payer: dict[tuple[str, str], list[Budget]] = {}
-        self._index()
         self._purses: dict[tuple[str, str], Purse] = {}
         self._known: dict[tuple[str, str, str | None, str | None], tuple[Purse, ...]] = {}
+        self._take(() if memo is None else memo.recall())
         self._turn = asyncio.Lock()
+        self._begun = asyncio.Event()
         self._next: asyncio.Task[None] | None = None
         self._told_at: dict[tuple[str, str], float] = {}
         self._task: asyncio.Task[None] | None = None
@@ -177,10 +184,10 @@ class Keeper:
     # beside requests
 
     async def start(self) -> None:
-        """Read the stored budgets, as far as that goes now, and begin to tend."""
-        async with self._turn:
-            await self._refresh()
+        """Begin to tend; return when the stored budgets are known, or after START_S."""
         self._task = asyncio.create_task(self._tend())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._begun.wait(), START_S)
 
     async def stop(self) -> None:
         """Give back what is free, and stop; bills that are not in the ledger stay in the lease."""
@@ -200,8 +207,9 @@ class Keeper:
 
     async def _tend(self) -> None:
         while True:  # ends with the gateway
-            await asyncio.sleep(TEND_S)
             await self.tend()
+            self._begun.set()
+            await asyncio.sleep(TEND_S)
 
     async def tend(self) -> None:
         """Look for changed budgets, tell the store what changed here, and give back what is not needed."""
@@ -222,16 +230,19 @@ class Keeper:
                 self._failed(f"the control database is away: {fault}")
             return
         if found is not None:
-            self._take(found)
+            self._version = found.number
+            self._take(found.budgets)
 
     def _read(self, known: int | None) -> Version | None:
-        return self._control.run(lambda c: read_all(c, known))
+        found = self._control.run(lambda c: read_all(c, known))
+        if found is not None and self._memo is not None:
+            self._memo.remember(found.budgets)
+        return found
 
-    def _take(self, version: Version) -> None:
+    def _take(self, budgets: Sequence[Budget]) -> None:
         """Take over changed budgets; a purse of a changed one must ask before it lets anybody in."""
-        self._version = version.number
         own = {budget.id for budget in self._configured}
-        stored = [budget for budget in version.budgets if budget.id not in own]
+        stored = [budget for budget in budgets if budget.id not in own]
         self._budgets = tuple(sorted([*self._configured, *stored], key=lambda budget: budget.id))
         self._index()
         self._known.clear()

@@ -24,7 +24,7 @@ from gateway.ledger.periods import Period
 from gateway.ledger.position import Position, position_of
 from gateway.ledger.postgres import PostgresStore
 from gateway.ledger.projection import id_of
-from gateway.ledger.queries import costs
+from gateway.ledger.queries import Filters, costs
 from gateway.ledger.sqlite import SqliteStore
 from gateway.ledger.store import LedgerBroken, LedgerNewer, LedgerUnavailable, Store
 from otel.journal.files import Files
@@ -106,6 +106,25 @@ class Spending:
         self._first = {}
         self._passed_bytes = passed_bytes
         return books
+
+    def payers(self, scope: Scope, period: Period) -> dict[str, int]:
+        """Return what each payer of a kind has spent, in pico-USD.
+
+        Raises:
+            Unknown: the ledger is away, broken or behind.
+        """
+        self.read(())
+        question = costs((scope,), Filters(), period, _UTC)
+
+        def ask(c: Connection) -> dict[str, int]:
+            rows = [row for statement in question.statements for row in c.execute(statement)]
+            groups = [(group.values[0], group.total.cost_pico) for group in question.fold(rows)]
+            return {payer: cost for payer, cost in groups if payer is not None}
+
+        try:
+            return self._thread.submit(self._store.run, ask).result()
+        except (LedgerUnavailable, LedgerBroken) as fault:
+            raise Unknown(f"the ledger is away: {fault}") from fault
 
     def _read(self, gateway_id: int, accounts: Sequence[Account]) -> tuple[Books, int]:
         try:

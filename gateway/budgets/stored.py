@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -9,8 +11,12 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from gateway.budgets.definitions import BUDGETS_MAX, Budget
 from gateway.control.schema import budgets, changes, leases, next_version, versions, warnings
+from otel.journal.files import Files
+
+log = logging.getLogger("spanbill.budgets")
 
 KIND: Final = "budgets"
+MEMO_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class AlreadyThere(ValueError):
@@ -22,6 +28,37 @@ class Version(msgspec.Struct, frozen=True):
 
     number: int
     budgets: tuple[Budget, ...]
+
+
+class Memo:
+    """What the stored budgets were when they were last read, for a start while the database is away.
+
+    Without it such a start would let everybody spend; it is a copy, and never read beside the database.
+    """
+
+    def __init__(self, path: Path, files: Files | None = None) -> None:
+        self._path = path
+        self._files = files or Files()
+
+    def recall(self) -> tuple[Budget, ...]:
+        """Return them; none where nothing was ever remembered, or it cannot be read."""
+        try:
+            data = self._files.read(self._path, 0, MEMO_BYTES_MAX)
+            return msgspec.json.decode(data, type=tuple[Budget, ...])
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.MsgspecError) as fault:
+            log.warning("what was known of budgets cannot be read", extra={"why": str(fault)})
+            return ()
+
+    def remember(self, found: tuple[Budget, ...]) -> None:
+        """Keep them; a disk that takes nothing does not matter to requests."""
+        if found == self.recall():
+            return
+        try:
+            self._files.replace(self._path, msgspec.json.encode(found))
+        except OSError as fault:
+            log.warning("what is known of budgets cannot be kept", extra={"why": str(fault)})
 
 
 def version_of(connection: Connection) -> int:

@@ -23,6 +23,8 @@ from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
 from gateway.settings.limits import LimitsSettings
 from gateway.settings.routing import RoutingSettings
 from gateway.settings.section import Section
+from gateway.budget_settings import BudgetsSettings
+from gateway.daybook.settings import DebugSettings, LogFileSettings
 
 ENV_PREFIX = "SPANBILL_"
 NOT_SETTINGS = frozenset(
@@ -275,6 +277,7 @@ class Settings(BaseSettings):
     )
     routing: RoutingSettings = RoutingSettings()  # type: ignore[call-arg]
     upstream: UpstreamSettings = UpstreamSettings()  # type: ignore[call-arg]
+    budgets: BudgetsSettings = BudgetsSettings()  # type: ignore[call-arg]
     prices: PricesSettings = PricesSettings()  # type: ignore[call-arg]
     limits: LimitsSettings = LimitsSettings()  # type: ignore[call-arg]
     estimates: EstimatesSettings = EstimatesSettings()  # type: ignore[call-arg]
