@@ -29,6 +29,7 @@ from gateway.admission.gate import Gate
 from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
 from gateway.api.access import Access
+from gateway.api.budgets import budgets_router
 from gateway.api.correlation import Ids
 from gateway.api.cost_exports import exports_router
 from gateway.api.costs import Ledger, costs_router
@@ -57,6 +58,7 @@ from gateway.assembly_routing import chooser_of, cost_of, routes_of
 from gateway.behind import Behind
 from gateway.control.plane import Plane
 from gateway.limiting import Limiting
+from gateway.budgeting import Budgeting
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
 from gateway.pricing.catalogue import CatalogueError
@@ -171,6 +173,9 @@ def create_app(
         lambda: [*_own_health(writer, lines), *behind.health(), *plane.health(), *limiting.health()]
     )
     limiting = Limiting(settings, metrics.limit)
+    behind = Behind(settings, files, environ)
+    budgeting = Budgeting(settings, files, book, writer)
+    metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health(), *budgeting.health()])
     shared = None
     if worker is not None:
         shared = SharedMetrics(
@@ -179,6 +184,8 @@ def create_app(
     registry = CollectorRegistry()
     counters = shared or WithTotals(metrics, writer.name, behind.totals)
     registry.register(counters)
+    registry.register(shared or metrics)
+    registry.register(budgeting.collector)
     observer = Observer(
         metrics,
         traces,
@@ -238,6 +245,7 @@ def create_app(
             costs_router(access, ledger),
             exports_router(access, ledger),
         ],
+        routers=[own_key_router(access), budgets_router(access, budgeting.desk)],
         lifespan=_lifespan(
             settings.journal.directory,
             writer,
@@ -246,6 +254,7 @@ def create_app(
             behind,
             plane,
             limiting,
+            budgeting,
             network,
             traces,
             shared,
@@ -262,6 +271,7 @@ def create_app(
         choose=lambda route, lanes, call: chosen(route, lanes, call, chooser, cost, time.monotonic_ns()),
         screen=screen_of(book, settings.prices.unpriced, time.time_ns),
         guard=Guards([*limiting.guards]),
+        guard=Guards((budgeting.guard,)),
         body_bytes_max=settings.server.max_body_bytes,
         gate=gate,
         refused=observer.refusal,
@@ -297,6 +307,7 @@ def _lifespan(
     behind: Behind,
     plane: Plane,
     limiting: Limiting,
+    budgeting: Budgeting,
     network: Transport,
     traces: Traces,
     shared: SharedMetrics | None,
@@ -314,6 +325,7 @@ def _lifespan(
             if shared is not None:
                 tasks += [asyncio.create_task(siblings.watch()), asyncio.create_task(_publish(shared))]
             behind.start()
+            await budgeting.start()
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD, 20, 20)
@@ -333,6 +345,7 @@ def _lifespan(
                     )
                 behind.stop()
                 await asyncio.to_thread(plane.stop)
+                await budgeting.stop()
                 if shared is not None:
                     shared.publish()
                 await network.aclose()

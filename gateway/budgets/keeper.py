@@ -93,6 +93,11 @@ class Keeper:
         """All budgets in force, by id."""
         return self._budgets
 
+    @property
+    def warnings_given(self) -> int:
+        """How many warnings this process was the first to give."""
+        return self._warnings.given
+
     def purses_of(self, identity: Identity) -> tuple[Purse, ...]:
         """Return the purses that a request of an identity is held against, always in the same order."""
         key = (identity.key_id, identity.user_id, identity.team, identity.project)

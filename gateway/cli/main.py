@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.cli import budgets as budget_commands
 from gateway.cli import ledger as ledger_commands
 from gateway.cli.costs import costs, export_app
 from gateway.cli.keys import app as keys
@@ -28,6 +29,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(ledger_commands.app)
 app.add_typer(export_app)
 app.command()(costs)
+app.add_typer(budget_commands.app)
 
 
 def main() -> None:
