@@ -34,6 +34,8 @@ IDLE_S: Final = 5.0
 """A lease that nobody used for so long is given back."""
 HEARTBEAT_S: Final = 60.0
 """How often a lease is told again, so that it is not forgotten."""
+SWEEP_S: Final = 1.0
+"""How often leases of dead processes are looked for."""
 FAULT_LOG_S: Final = 60.0
 START_S: Final = 2.0
 """How long a start waits for the stored budgets; until they are read, those that were known last hold."""
@@ -83,6 +85,7 @@ class Keeper:
         self._told_at: dict[tuple[str, str], float] = {}
         self._task: asyncio.Task[None] | None = None
         self._logged_at = -FAULT_LOG_S
+        self._swept_at = -SWEEP_S
         self.fault: str | None = None
         self.fault_since = 0.0
         self.refused = 0
@@ -220,6 +223,7 @@ class Keeper:
         """Look for changed budgets, tell the store what changed here, and give back what is not needed."""
         async with self._turn:
             await self._refresh()
+            await self._sweep()
             await self._give_back()
             due = self._due()
             for at in range(0, len(due), ASKS_MAX):
@@ -260,6 +264,13 @@ class Keeper:
                 purse.standing = None
             if budget is not None:
                 purse.budget = budget
+
+    async def _sweep(self) -> None:
+        at = self._monotonic()
+        if self._budgets and at - self._swept_at >= SWEEP_S:
+            self._swept_at = at
+            with contextlib.suppress(Unknown):
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._leasing.sweep)
 
     async def _give_back(self) -> None:
         holding = [purse for purse in self._purses.values() if purse.room_pico > 0]

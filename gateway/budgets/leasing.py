@@ -16,7 +16,7 @@ cannot write too much.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from typing import Protocol as Interface
@@ -129,17 +129,35 @@ class Leasing:
         except (LedgerUnavailable, LedgerNewer) as fault:
             raise Unknown(f"the control database is away: {fault}") from fault
 
+    def sweep(self) -> None:
+        """End leases of dead processes of this folder whose bills are all in the ledger.
+
+        Raises:
+            Unknown: it cannot be known now.
+        """
+        me = Owner(self._spending.gateway_id, self._writer)
+        here = and_(leases.c.gateway_id == me.gateway_id, leases.c.writer != me.writer)
+        found = select(leases.c.writer).where(here).distinct()
+        try:
+            writers = self._control.run(lambda c: set(c.execute(found).scalars()))
+            if any(not self._marked(writer) for writer in writers):
+                self._control.run(lambda c: self._swept(c, me, writers), writes=True)
+        except (LedgerUnavailable, LedgerNewer) as fault:
+            raise Unknown(f"the control database is away: {fault}") from fault
+
+    def _swept(self, c: Connection, me: Owner, writers: set[str]) -> None:
+        next_version(c, LOCK)
+        self._end(c, me, self._gone(writers, self._spending.read(()).position))
+
     def _exchanged(self, c: Connection, me: Owner, asks: Sequence[Ask]) -> list[Standing]:
         next_version(c, LOCK)
         held = self._others(c, me, asks)
         accounts = [(ask.budget.scope, ask.payer, ask.period) for ask in asks]
         books = self._spending.read(accounts)
         seen = books.position.seen(me.writer)
-        gone = self._gone(me, held, books.position)
-        if gone:
-            c.execute(
-                delete(leases).where(leases.c.gateway_id == me.gateway_id, leases.c.writer.in_(sorted(gone)))
-            )
+        here = {row.writer for row in held if row.gateway_id == me.gateway_id}
+        gone = self._gone(here, books.position)
+        self._end(c, me, gone)
         standings = []
         for ask, account in zip(asks, accounts, strict=True):
             others = [
@@ -150,6 +168,11 @@ class Leasing:
             ]
             standings.append(self._one(c, me, ask, others, books.spent_pico[account], seen))
         return standings
+
+    def _end(self, c: Connection, me: Owner, gone: set[str]) -> None:
+        if gone:
+            own = leases.c.gateway_id == me.gateway_id
+            c.execute(delete(leases).where(own, leases.c.writer.in_(sorted(gone))))
 
     def _one(
         self, c: Connection, me: Owner, ask: Ask, others: Sequence[Row[Any]], spent: int, seen: int
@@ -238,12 +261,16 @@ class Leasing:
     def _alive(self, writer: str) -> bool:
         return self._files.held(mark_path(self._directory, writer)) is not None
 
-    def _gone(self, me: Owner, held: Sequence[Row[Any]], position: Position) -> set[str]:
-        """Return dead writers of this folder all of whose bills were written and are in the ledger."""
+    def _marked(self, writer: str) -> bool:
+        """Say whether a writer lives, or waits for its recovery."""
+        return mark_path(self._directory, writer).exists()
+
+    def _gone(self, writers: Iterable[str], position: Position) -> set[str]:
+        """Return the writers of this folder all of whose bills were written and are in the ledger."""
         gone = set()
-        for writer in {row.writer for row in held if row.gateway_id == me.gateway_id}:
-            if mark_path(self._directory, writer).exists():
-                continue  # it lives, or waits for its recovery
+        for writer in writers:
+            if self._marked(writer):
+                continue
             reach = self._owed.get(writer)
             if reach is None:  # only now: all its bills are durable since its mark is gone
                 reach = self._owed[writer] = self._spending.reach(position)

@@ -140,6 +140,7 @@ class Purse:
         self.open_pico -= amount_pico
         self.room_pico += amount_pico
         self.held -= 1
+        self.changed = True
 
     def settle(self, amount_pico: int, cost_pico: int, number: int) -> None:
         """Put a bill in the place of its reservation.
