@@ -93,9 +93,9 @@ class BudgetGuard:
             if self._when_unpriced == "refuse" and any(purse.budget.mode == "refuse" for purse in purses):
                 self._keeper.refused += 1
                 raise unpriced()
-            amount = 0
+            amount = 1  # a budget that is used up is, for this model too
         now = self._now_ns()
-        if _lacking(purses, amount, now):
+        if amount and _lacking(purses, amount, now):
             await self._wait_for_room(purses, amount)
             now = self._now_ns()
         for purse in purses:
@@ -104,9 +104,9 @@ class BudgetGuard:
 
     def settle(self, purses: tuple[Purse, ...], amount_pico: int, cost_pico: int) -> None:
         """Put a bill in the place of a reservation."""
-        number = self._number()
+        number, now = self._number(), self._now_ns()
         for purse in purses:
-            purse.settle(amount_pico, cost_pico, number)
+            purse.settle(amount_pico, cost_pico, number, now)
         if cost_pico > amount_pico:
             self._keeper.overdrawn_pico += cost_pico - amount_pico
 
@@ -180,7 +180,8 @@ def _may_come(purse: Purse, amount_pico: int) -> bool:
     standing = purse.standing
     if standing is None:
         return True
-    left = purse.budget.limit_pico - standing.spent_pico - purse.unprojected_pico - purse.open_pico
+    settled = purse.settled_pico(standing.period)
+    left = purse.budget.limit_pico - standing.spent_pico - settled - purse.open_pico
     if standing.recovering:
         return amount_pico <= left
     return amount_pico <= left - (standing.others_pico - standing.others_room_pico)

@@ -20,7 +20,7 @@ from typing import Final
 
 from gateway.budgets.definitions import EACH, Budget
 from gateway.budgets.leasing import ASKS_MAX, Database, Leasing
-from gateway.budgets.purse import NOTHING, Ask, Purse, Standing
+from gateway.budgets.purse import NEVER_PICO, NOTHING, Ask, Purse, Standing
 from gateway.budgets.spending import Spending, Unknown
 from gateway.budgets.stored import Memo, Version, read_all
 from gateway.budgets.warning import Warnings
@@ -171,9 +171,11 @@ class Keeper:
 
     def _warn(self, asks: Sequence[Ask], standings: Sequence[Standing]) -> None:
         for ask, standing in zip(asks, standings, strict=True):
-            self._warnings.look(
-                ask.budget, ask.payer, standing.period, standing.spent_pico, refused=ask.exhausted
-            )
+            bills = ask.bills[standing.projected :]
+            period = standing.period
+            settled = sum([cost for _, cost, at in bills if period.start_ns <= at < period.end_ns])
+            spent = standing.spent_pico + settled
+            self._warnings.look(ask.budget, ask.payer, period, spent, refused=ask.exhausted)
 
     def _failed(self, why: str) -> None:
         at = self._monotonic()
@@ -262,6 +264,7 @@ class Keeper:
                 purse.give_up_room()
                 purse.period = NOTHING
                 purse.standing = None
+                purse.refused_pico = NEVER_PICO
             if budget is not None:
                 purse.budget = budget
 

@@ -179,7 +179,7 @@ class Leasing:
     ) -> Standing:
         projected = 0
         base = ask.base_pico
-        for number, cost in ask.bills:
+        for number, cost, _ in ask.bills:
             if number > seen:
                 break
             projected += 1
@@ -192,6 +192,7 @@ class Leasing:
             period=ask.period,
             spent_pico=spent,
             granted_pico=granted,
+            over_pico=max(0, -left),
             projected=projected,
             others_pico=taken,
             others_room_pico=sum([row.room_pico for row in others]),

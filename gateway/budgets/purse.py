@@ -15,13 +15,16 @@ be told to.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import msgspec
 
 from gateway.budgets.definitions import Budget
 from gateway.ledger.periods import Period
 
-NOTHING = Period(0, 0)
+NOTHING: Final = Period(0, 0)
+NEVER_PICO: Final = 2**63
+"""More than any request: what was never refused."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +35,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         room_pico: what of it is free, which stays in it.
         wanted_pico: what it needs more, for requests that wait; 0 only to tell.
         least_pico: the smallest grant that helps one of them.
-        bills: number and cost of the bills that are in the lease, oldest first.
+        bills: number and cost of the bills that are in the lease, and when they were settled, oldest first.
         exhausted: a request was refused because what is left is too little.
     """
 
@@ -43,7 +46,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     room_pico: int
     wanted_pico: int
     least_pico: int
-    bills: tuple[tuple[int, int], ...]
+    bills: tuple[tuple[int, int, int], ...]
     exhausted: bool
 
 
@@ -53,6 +56,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         spent_pico: in the ledger, in this period.
         granted_pico: what came to the lease.
+        over_pico: by how much spent and leases are above the limit, because it was lowered, bills were above
+            their reservations, or a bill is counted in both: what becomes free makes up for that first.
         projected: how many of the bills were in the ledger.
         others_pico: leases of other processes.
         others_room_pico: what they can give back of them.
@@ -63,6 +68,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     period: Period
     spent_pico: int
     granted_pico: int
+    over_pico: int
     projected: int
     others_pico: int
     others_room_pico: int
@@ -90,6 +96,7 @@ class Purse:
         "held",
         "least_pico",
         "open_pico",
+        "over_pico",
         "payer",
         "period",
         "refused_at",
@@ -109,13 +116,14 @@ class Purse:
         self.unprojected_pico = 0
         self.wanted_pico = 0
         self.least_pico = 0
-        self.bills: deque[tuple[int, int]] = deque()
+        self.bills: deque[tuple[int, int, int]] = deque()
         self.standing: Standing | None = None
         self.changed = True
+        self.over_pico = 0
         self.exhausted = False
         self.held = 0
-        self.refused_at = -1.0
-        self.refused_pico = 0
+        self.refused_at = 0.0
+        self.refused_pico = NEVER_PICO
         self.at_ns = 0
 
     @property
@@ -123,10 +131,16 @@ class Purse:
         """What it holds in all."""
         return self.room_pico + self.open_pico + self.unprojected_pico
 
+    def settled_pico(self, period: Period) -> int:
+        """Return what of the bills that are not in the ledger belongs to a period."""
+        return sum([cost for _, cost, at in self.bills if period.start_ns <= at < period.end_ns])
+
     def fits(self, amount_pico: int, at_unix_ns: int) -> bool:
         """Say whether a request may be let in without asking anybody."""
         period = self.period
-        return amount_pico <= self.room_pico and period.start_ns <= at_unix_ns < period.end_ns
+        return (
+            amount_pico <= self.room_pico - self.over_pico and period.start_ns <= at_unix_ns < period.end_ns
+        )
 
     def reserve(self, amount_pico: int, at_unix_ns: int) -> None:
         """Take a request in; it `fits`, or the operator wants it in all the same."""
@@ -142,11 +156,12 @@ class Purse:
         self.held -= 1
         self.changed = True
 
-    def settle(self, amount_pico: int, cost_pico: int, number: int) -> None:
+    def settle(self, amount_pico: int, cost_pico: int, number: int, at_unix_ns: int) -> None:
         """Put a bill in the place of its reservation.
 
         Args:
             number: of its record in the journal.
+            at_unix_ns: when it was settled.
         """
         self.open_pico -= amount_pico
         self.room_pico += amount_pico - cost_pico
@@ -154,7 +169,7 @@ class Purse:
         self.changed = True
         if cost_pico:
             self.unprojected_pico += cost_pico
-            self.bills.append((number, cost_pico))
+            self.bills.append((number, cost_pico, at_unix_ns))
 
     def want(self, amount_pico: int) -> None:
         """Note a request that waits."""
@@ -175,11 +190,13 @@ class Purse:
 
     def ask(self, at_unix_ns: int) -> Ask:
         """Return what to tell the store. A lease that bills have outgrown is taken for what they are."""
-        short = max(0, -self.room_pico)
-        self.room_pico += short
+        period = self.budget.period_at(at_unix_ns)
+        if period != self.period:  # what is free was granted with another period's spending in view
+            self.room_pico = min(0, self.room_pico)
+        self.room_pico -= min(max(0, self.room_pico), self.over_pico)
+        self.room_pico = max(0, self.room_pico)
         self.changed = False
         exhausted, self.exhausted = self.exhausted, False
-        period = self.budget.period_at(at_unix_ns)
         return Ask(
             budget=self.budget,
             payer=self.payer,
@@ -197,5 +214,6 @@ class Purse:
         for _ in range(standing.projected):
             self.unprojected_pico -= self.bills.popleft()[1]
         self.room_pico += standing.granted_pico
+        self.over_pico = standing.over_pico
         self.period = standing.period
         self.standing = standing

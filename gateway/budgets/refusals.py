@@ -25,7 +25,8 @@ NO_RETRY: Final = ((b"x-should-retry", b"false"),)
 def exceeded(purse: Purse, amount_pico: int, at_unix_ns: int) -> SpanbillError:
     """Return the refusal of a request that a purse has no room for."""
     budget, standing = purse.budget, purse.standing
-    spent = (0 if standing is None else standing.spent_pico) + purse.unprojected_pico
+    spent = purse.settled_pico(budget.period_at(at_unix_ns))
+    spent += 0 if standing is None else standing.spent_pico
     reserved = (0 if standing is None else standing.others_pico) + purse.open_pico
     what = (
         f"the budget {budget.id} of {budget.scope} {purse.payer}, {pico_to_usd(budget.limit_pico)} USD"

@@ -1,4 +1,4 @@
-"""Whatever happens to whichever process, spent and reserved together never pass the limit, and nothing leaks."""
+"""Whatever happens to whichever process: spent and reserved never pass the limit, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Chance:
             world.recover(toss.choice(world.dead), process, lambda: toss.choice((0.0, 0.3, 1.0)))
 
     def move_clock(self, by_ns: int) -> None:
-        """Move it; never back into a period that has ended: what is reserved since then may be billed there."""
+        """Move it; never back into a period that has ended: what is reserved since may be billed there."""
         world = self.world
         if by_ns > 0 or all(
             b.period_at(world.now_ns) == b.period_at(world.now_ns + by_ns) for b in world.budgets
@@ -79,12 +79,16 @@ class Chance:
     async def ask(self, process: Process) -> None:
         self.happened["asked"] += 1
         who = self.toss.choice(WHO)
-        process.on_sleep = lambda: self.world.project(5) if self.toss.random() < 0.2 else None
+        process.on_sleep = self.project
         try:
             await process.begin(who, self.toss.randrange(1, 6 * USD))
             self.happened["admitted"] += 1
         except SpanbillError as refusal:
             self.happened[refusal.code] += 1
+
+    async def project(self) -> None:
+        if self.toss.random() < 0.2:
+            self.world.project(5)
 
     def fault(self) -> None:
         what = self.toss.choice(("ledger away", "control away", "answer lost", "ledger lost"))

@@ -1,4 +1,4 @@
-"""Several gateways' processes with one budget store, and a ledger and a journal that are models of themselves.
+"""Processes with one budget store, and a ledger and a journal that are models of themselves.
 
 Guard, keeper, purses and leasing are the product's own, and so is the SQL; a process dies by being forgotten.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -224,7 +224,7 @@ class Process:
         self.holds: dict[int, Any] = {}
         self.count = 0
         self.slept_s = 0.0
-        self.on_sleep: Callable[[], None] = lambda: None
+        self.on_sleep: Callable[[], Awaitable[None]] | None = None
         world.alive.add(name)
         (world.folder / "writers" / name).touch()
         spending = cast(Spending, ModelSpending(world))
@@ -248,6 +248,7 @@ class Process:
             spending,
             self.warnings,
             world.budgets,
+            memo=policy.pop("memo", None),
             now_ns=lambda: world.now_ns,
             monotonic=self._monotonic,
         )
@@ -266,7 +267,8 @@ class Process:
 
     async def _sleep(self, seconds: float) -> None:
         self.slept_s += seconds * 10  # fewer turns
-        self.on_sleep()
+        if self.on_sleep is not None:
+            await self.on_sleep()
         await asyncio.sleep(0)
 
     async def begin(self, who: Identity, amount: int | None) -> int:
