@@ -103,7 +103,7 @@ class Warnings:
 
 
 def _added(connection: Connection, row: dict[str, object]) -> bool:
-    return connection.execute(upsert_for(connection, warnings, {}), [row]).rowcount == 1
+    return connection.execute(upsert_for(connection, warnings, {}).values(row)).rowcount == 1
 
 
 def _facts(budget: Budget, payer: str, period: Period, spent_pico: int, percent: int) -> dict[str, object]:
