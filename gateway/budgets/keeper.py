@@ -272,8 +272,10 @@ class Keeper:
         at = self._monotonic()
         if self._budgets and at - self._swept_at >= SWEEP_S:
             self._swept_at = at
-            with contextlib.suppress(Unknown):
+            try:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._leasing.sweep)
+            except Unknown as fault:
+                self._failed(str(fault))
 
     async def _give_back(self) -> None:
         holding = [purse for purse in self._purses.values() if purse.room_pico > 0]
