@@ -196,6 +196,7 @@ class Keeper:
     async def start(self) -> None:
         """Begin to tend; return when the stored budgets are known, or after START_S."""
         self._task = asyncio.create_task(self._tend())
+        self._task.add_done_callback(_ended)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._begun.wait(), START_S)
 
@@ -312,3 +313,9 @@ class Keeper:
         for key in empty:
             del self._purses[key]
             self._told_at.pop(key, None)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """Say that nobody tends any more: leases are not given back, and changes not heard of, until a restart."""
+    if not task.cancelled() and (fault := task.exception()) is not None:
+        log.error("budgets are not tended any more; restart this gateway", exc_info=fault)

@@ -88,7 +88,8 @@ def told(gateway: Gateway) -> str:
     """Return what the gateway says of itself, for a failure."""
     metrics = httpx.get(f"{gateway.url}/metrics", timeout=30).text.splitlines()
     own = [line for line in metrics if line.startswith(("llm_gateway_budget", "llm_gateway_ledger"))]
-    return "\n".join([str(standing(gateway)), str(billed(gateway)), *own])
+    lines = [line for line in gateway.log().splitlines() if '"info"' not in line]
+    return "\n".join([str(standing(gateway)), str(billed(gateway)), *own, *lines[-20:]])
 
 
 def billed(gateway: Gateway) -> Decimal:
