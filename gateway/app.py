@@ -56,9 +56,9 @@ from gateway.assembly import (
 )
 from gateway.assembly_routing import chooser_of, cost_of, routes_of
 from gateway.behind import Behind
+from gateway.budgeting import Budgeting
 from gateway.control.plane import Plane
 from gateway.limiting import Limiting
-from gateway.budgeting import Budgeting
 from gateway.logs import LineWriter
 from gateway.metering import tokenizer
 from gateway.pricing.catalogue import CatalogueError
@@ -170,12 +170,16 @@ def create_app(
     behind = Behind(settings, files, environ, operator=access.operator_in)
     ledger = Ledger(behind.asker, settings.journal.directory, files)
     metrics = Metrics(
-        lambda: [*_own_health(writer, lines), *behind.health(), *plane.health(), *limiting.health()]
+        lambda: [
+            *_own_health(writer, lines),
+            *behind.health(),
+            *plane.health(),
+            *limiting.health(),
+            *budgeting.health(),
+        ]
     )
     limiting = Limiting(settings, metrics.limit)
-    behind = Behind(settings, files, environ)
     budgeting = Budgeting(settings, files, book, writer)
-    metrics = Metrics(lambda: [*_own_health(writer, lines), *behind.health(), *budgeting.health()])
     shared = None
     if worker is not None:
         shared = SharedMetrics(
@@ -184,7 +188,6 @@ def create_app(
     registry = CollectorRegistry()
     counters = shared or WithTotals(metrics, writer.name, behind.totals)
     registry.register(counters)
-    registry.register(shared or metrics)
     registry.register(budgeting.collector)
     observer = Observer(
         metrics,
@@ -244,8 +247,8 @@ def create_app(
             selfcheck_router(access, behind.check(counters.whole).check),
             costs_router(access, ledger),
             exports_router(access, ledger),
+            budgets_router(access, budgeting.desk),
         ],
-        routers=[own_key_router(access), budgets_router(access, budgeting.desk)],
         lifespan=_lifespan(
             settings.journal.directory,
             writer,
@@ -270,8 +273,7 @@ def create_app(
         route=routes.route,
         choose=lambda route, lanes, call: chosen(route, lanes, call, chooser, cost, time.monotonic_ns()),
         screen=screen_of(book, settings.prices.unpriced, time.time_ns),
-        guard=Guards([*limiting.guards]),
-        guard=Guards((budgeting.guard,)),
+        guard=Guards([*limiting.guards, budgeting.guard]),
         body_bytes_max=settings.server.max_body_bytes,
         gate=gate,
         refused=observer.refusal,

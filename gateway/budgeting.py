@@ -13,7 +13,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.budget_settings import BudgetSettings, BudgetsSettings
 from gateway.budgets.definitions import EACH, Budget, checked, limit_of
 from gateway.budgets.desk import Desk
 from gateway.budgets.guard import BudgetGuard
@@ -30,6 +29,7 @@ from gateway.core.money import PICO_PER_USD
 from gateway.ledger.store import LedgerNewer, LedgerUnavailable
 from gateway.pricing.selling import Book
 from gateway.settings import Settings, SettingsError
+from gateway.settings.budgets import BudgetSettings, BudgetsSettings
 from otel.journal import JournalWriter
 from otel.journal.files import Files
 from otel.metrics import Reading, counter, gauge

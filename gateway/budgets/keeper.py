@@ -316,6 +316,6 @@ class Keeper:
 
 
 def _ended(task: asyncio.Task[None]) -> None:
-    """Say that nobody tends any more: leases are not given back, and changes not heard of, until a restart."""
+    """Say that nobody tends any more: until a restart leases are not given back, nor changes heard of."""
     if not task.cancelled() and (fault := task.exception()) is not None:
         log.error("budgets are not tended any more; restart this gateway", exc_info=fault)

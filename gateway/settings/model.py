@@ -19,12 +19,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as UnreadableVariable
 
 from gateway.daybook.settings import LoggingSettings
+from gateway.settings.budgets import BudgetsSettings
 from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
 from gateway.settings.limits import LimitsSettings
 from gateway.settings.routing import RoutingSettings
 from gateway.settings.section import Section
-from gateway.budget_settings import BudgetsSettings
-from gateway.daybook.settings import DebugSettings, LogFileSettings
 
 ENV_PREFIX = "SPANBILL_"
 NOT_SETTINGS = frozenset(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+
+from gateway.settings.section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BudgetSettings(_Section):
+class BudgetSettings(Section):
     """One budget."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Its name, which refusals tell.")
@@ -30,7 +28,7 @@ class BudgetSettings(_Section):
     mode: Literal["refuse", "warn"] = Field("refuse", description="`warn` only tells, and refuses nobody.")
 
 
-class BudgetsSettings(_Section):
+class BudgetsSettings(Section):
     """What keys, users, teams and projects may spend."""
 
     definitions: tuple[BudgetSettings, ...] = Field(
