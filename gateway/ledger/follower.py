@@ -266,9 +266,7 @@ class Follower:
         opened.remembered = {key: tally for key, tally in opened.remembered.items() if key[0] in living}
         opened.living = living
         opened.wrote.clear()
-        before = self.stats.totals
-        if before is None or found.bills >= before.bills:  # a ledger that is made again has less for a while
-            self.stats.totals = found
+        self.stats.totals = found
 
     def _write(self, opened: _Open, batch: Batch) -> None:
         rows = Rows()

@@ -185,6 +185,22 @@ def test_what_a_dead_worker_told_is_replaced_by_what_its_journal_says(folder: Pa
     assert heir.page()[name] == living.page()[name] == 8
 
 
+def test_a_dead_worker_is_counted_once_before_anybody_takes_its_place() -> None:
+    clock, board = Clock(), Board(2)
+    leader, dying = (Worker(board, place, clock) for place in range(2))
+    for _ in range(5):
+        dying.bill()
+    dying.shared.publish()
+    name = 'llm_gateway_requests_total{api_key_id="k",provider="p",status="200"}'
+    assert leader.page()[name] == 5
+    leader.totals = Totals(writers=frozenset({dying.name}), bills=5, state=told(dying))
+    assert leader.page()[name] == 5
+    assert leader.page()['llm_gateway_refused_total{code="some_code"}'] == 5
+    successor = Worker(board, 1, clock)
+    assert successor.page()[name] == leader.page()[name] == 5
+    assert successor.shared._carried == {}, "what the totals have is not carried along for ever"
+
+
 def test_a_process_that_ends_is_counted_once_when_its_ledger_has_it() -> None:
     metrics = counted(map(mixed, range(10)))
     found: list[Totals | None] = [None]
