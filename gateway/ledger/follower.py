@@ -20,13 +20,14 @@ from typing import Final, Protocol
 
 import msgspec
 
+from gateway.ledger.batches import write_batch
 from gateway.ledger.expiry import Expiry
 from gateway.ledger.position import Position, lost, passed_by, position_of
-from gateway.ledger.projection import KNOWN_MAX, Projector, Rows
+from gateway.ledger.projection import Projector, Rows
 from gateway.ledger.stats import Stats
 from gateway.ledger.store import LedgerBroken, LedgerNewer, LedgerUnavailable, Store
 from gateway.ledger.tallying import Remembered, totals
-from gateway.ledger.writing import Overtaken, Stretch, Written, enrol, refill, sums_due, write
+from gateway.ledger.writing import Overtaken, enrol, refill, sums_due
 from otel.journal.files import Files, reason_of
 from otel.journal.reader import Batch, Reader
 from otel.journal.recovery import living_writers
@@ -328,51 +329,3 @@ class Follower:
 
     def _named(self) -> dict[str, str]:
         return {"ledger": self._store.name}
-
-
-def write_batch(
-    store: Store,
-    gateway_id: int,
-    position: Position,
-    batch: Batch,
-    rows: Rows,
-    known: set[int],
-    remembered: Remembered,
-    now_unix_ns: int,
-    *,
-    sums: bool = True,
-) -> Written:
-    """Write what a batch came to, and follow with the position.
-
-    Raises:
-        Overtaken, LedgerUnavailable, LedgerBroken: the position is to be read again.
-        Spoiled: nothing was done; rows without a shard are wanted.
-    """
-    stretch = Stretch(
-        segment=batch.segment,
-        writer=batch.writer,
-        start=position[batch.segment],
-        end=batch.end,
-        seen=batch.seen,
-        spans=batch.spans,
-        ends=tuple(end for end, _ in batch.reaches),
-    )
-    written = store.run(
-        lambda c: write(
-            c,
-            gateway_id,
-            rows,
-            stretch,
-            now_unix_ns=now_unix_ns,
-            sums=sums,
-            known=known,
-            remembered=remembered,
-        ),
-        writes=True,
-        beside=None if rows.shard is None else Path(rows.shard[0]),
-    )
-    if len(known) > KNOWN_MAX:
-        known.clear()
-    known.update(rows.accounts, rows.routes, rows.rates)
-    position.move(batch.segment, batch.end, batch.writer, batch.seen)
-    return written

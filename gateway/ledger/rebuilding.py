@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.ledger.follower import write_batch
+from gateway.ledger.batches import write_batch
 from gateway.ledger.position import Position, lost
 from gateway.ledger.reading import Read, Shards, projected
 from gateway.ledger.sharding import Spoiled, definitions

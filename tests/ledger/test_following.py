@@ -288,7 +288,7 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(
         write(*arguments, **named)
         raise LedgerUnavailable("cut")
 
-    monkeypatch.setattr("gateway.ledger.follower.write", half)
+    monkeypatch.setattr("gateway.ledger.batches.write", half)
     assert found.step() > 0
     assert found.stats.last_error == "cut"
     assert everything(store) == before
