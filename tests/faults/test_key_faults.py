@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -198,20 +200,46 @@ def test_writers_from_several_processes_lose_nothing(tmp_path: Path) -> None:
         plane.close()
 
 
-def test_the_admin_key_is_nobodys_virtual_key(tmp_path: Path) -> None:
-    ended = subprocess.run(
+def started(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "gateway", "serve", "--port", "0"],
-        cwd=tmp_path,
-        env={
-            **Gateway.clean_environment(),
-            "PYTHONPATH": str(ROOT),
-            "SPANBILL_ADMIN__KEY": ADMIN,
-            "SPANBILL_API_KEYS": f"alice={ADMIN}",
-        },
+        cwd=folder,
+        env={**Gateway.clean_environment(), "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def test_the_admin_key_is_nobodys_virtual_key(tmp_path: Path) -> None:
+    ended = started(tmp_path, SPANBILL_ADMIN__KEY=ADMIN, SPANBILL_API_KEYS=f"alice={ADMIN}")
     assert ended.returncode == 78
     assert "also a virtual key" in ended.stderr
     assert ADMIN not in ended.stdout + ended.stderr
+
+
+def test_a_database_of_a_newer_version_refuses_to_start_in_one_line(tmp_path: Path) -> None:
+    plane = Plane("", "", tmp_path / "data" / "journal")
+    plane.keys.create(Fields(user="alice"), Maker(who="admin"))
+    plane.close()
+    with closing(sqlite3.connect(tmp_path / "data" / "control.db")) as file, file:
+        file.execute("UPDATE control_schema SET version_num = '9999'")
+    ended = started(tmp_path)
+    assert ended.returncode == 78
+    assert "control.url" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_key_of_the_configuration_with_unusable_bounds_refuses_to_start(tmp_path: Path) -> None:
+    for bound, said in (
+        ({"models": []}, "`models` names none"),
+        ({"models": ["*a*b*c*d*"]}, "more than 4 stars"),
+        ({"endpoints": ["chat"]}, "`endpoints` must be some of"),
+        ({"expires_at": "2027-01-01"}, "keys.0.expires_at"),
+        ({"expires_at": "9999-01-01T00:00:00Z"}, "before 2262"),
+    ):
+        keys = json.dumps([{"id": "k", "key": "sk-canary-start", "user": "u", **bound}])
+        ended = started(tmp_path, SPANBILL_KEYS=keys)
+        assert ended.returncode == 78
+        assert said in ended.stderr
+        assert "sk-canary" not in ended.stdout + ended.stderr
