@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,8 @@ def test_a_file_that_was_put_back_from_a_copy_counts_as_it_is(tmp_path: Path) ->
     process.following.step()
     assert process.following.fault is not None
     assert (process.opens(made), process.opens(lost)) == ("key_disabled", "bob"), "what is known goes on"
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy, copy:
+        copy.execute("UPDATE control_versions SET version = 100")  # whatever its version says
     (tmp_path / "copy.db").rename(tmp_path / "control.db")
     process.following.step()
     assert (process.opens(made), process.opens(lost)) == ("alice", "invalid_api_key")

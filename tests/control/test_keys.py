@@ -192,15 +192,15 @@ def test_a_rotated_key_has_the_old_secret_for_its_grace_and_no_longer(side: Side
 
 
 def test_the_old_secret_lives_no_longer_than_the_key(side: Side, clock: Clock) -> None:
-    first = side.keys.create(Fields(user="alice", expires_at="2027-03-01T00:00:00Z"), ADMIN)
-    second = side.keys.rotate(first.record.id, ADMIN, GRACE_S_MAX)
-    assert first.record.terms.expires_unix_ns is not None
-    clock.now = first.record.terms.expires_unix_ns - 60 * SECOND
-    second = side.keys.rotate(first.record.id, ADMIN, 3600)
-    clock.now = first.record.terms.expires_unix_ns
-    assert side.opens(second) == "key_expired"
-    side.keys.disable(first.record.id, ADMIN)
-    assert side.opens(second) == "key_disabled"
+    old = side.keys.create(Fields(user="alice", expires_at="2027-03-01T00:00:00Z"), ADMIN)
+    assert old.record.terms.expires_unix_ns is not None
+    clock.now = old.record.terms.expires_unix_ns - 60 * SECOND
+    new = side.keys.rotate(old.record.id, ADMIN, 3600)
+    assert (side.opens(old), side.opens(new)) == ("alice", "alice")
+    clock.now = old.record.terms.expires_unix_ns
+    assert (side.opens(old), side.opens(new)) == ("key_expired", "key_expired")
+    side.keys.disable(old.record.id, ADMIN)
+    assert (side.opens(old), side.opens(new)) == ("key_disabled", "key_disabled")
 
 
 def test_a_request_that_comes_again_makes_one_key_and_tells_its_secret_once(side: Side) -> None:
