@@ -113,7 +113,7 @@ class _Question:
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
         self.answer: Answer | None = None
-        self.fault: Away | None = None
+        self.fault: str | None = None
         self.dropped = False
 
     def ring(self) -> None:
@@ -224,7 +224,7 @@ class SharedDesk:
         question.dropped = True
         if question.fault is None and time.monotonic() - self._heard_at > self._wait_s:
             self._lost("no answer in time")
-        raise question.fault or Away("no answer in time")
+        raise Away(question.fault or "no answer in time")
 
     # in the thread
 
@@ -267,7 +267,7 @@ class SharedDesk:
             with self._turn:
                 self._settles.extendleft(reversed(settles[: SETTLES_MAX - len(self._settles)]))
             for question in questions:
-                question.fault = fault
+                question.fault = str(fault)
             self._lost(str(fault))
         else:
             if beating:
