@@ -17,14 +17,17 @@ from sqlalchemy import Connection, func, select
 
 from gateway.core.money import pico_to_usd
 from gateway.ledger import schema
+from gateway.ledger.expiry import horizon_of
 from gateway.ledger.periods import Period
 from gateway.ledger.queries import Dimension, Filters, Group, Sums, costs
-from gateway.ledger.schema import DAY_NS
+from gateway.ledger.schema import DAY_NS, HOUR_NS
 
 GROUPS_MAX: Final = 10_000
 """Groups of one grouping; callers choose the names of models, so that there could be any number."""
 ROWS_MAX: Final = 100_000
 """Rows of one statement, which several groupings are folded from."""
+
+HOURS: Final = DAY_NS // HOUR_NS
 
 _FOLDED: Final[tuple[tuple[Dimension, ...], ...]] = (
     ("key", "user", "team", "project"),
@@ -112,13 +115,16 @@ def totals_of(
 
 
 def _held(connection: Connection, period: Period) -> Period:
-    """Return the part of a period whose UTC days can hold bills: there is nothing to cut before the first."""
-    ended = schema.bills.c.ended_unix_ns
-    first = connection.execute(select(func.min(ended))).scalar()
-    last = connection.execute(select(func.max(ended))).scalar()
+    """Return the part of a period whose UTC days can hold bills: there is nothing to cut before the first.
+
+    The sums are asked, for old bills have no rows any more.
+    """
+    hour = schema.totals.c.hour
+    first = connection.execute(select(func.min(hour))).scalar()
+    last = connection.execute(select(func.max(hour))).scalar()
     if first is None or last is None:
         return Period(period.start_ns, period.start_ns)
-    first_day, next_day = first // DAY_NS * DAY_NS, (last // DAY_NS + 1) * DAY_NS
+    first_day, next_day = first // HOURS * DAY_NS, (last // HOURS + 1) * DAY_NS
     return Period(max(period.start_ns, first_day), min(period.end_ns, next_day))
 
 
@@ -126,7 +132,7 @@ def _asked(
     connection: Connection, group_by: Sequence[Dimension], filters: Filters, period: Period, zone: ZoneInfo
 ) -> list[Group]:
     try:
-        question = costs(group_by, filters, period, zone)
+        question = costs(group_by, filters, period, zone, horizon_ns=horizon_of(connection))
     except ValueError as fault:
         raise TooManyGroups(str(fault)) from fault
     return question.fold(chain.from_iterable(_rows(connection, s) for s in question.statements))

@@ -26,6 +26,7 @@ from gateway.ledger.queries import Filters, costs
 from gateway.ledger.rebuilding import rebuild
 from gateway.ledger.schema import DAY_NS, HOUR_NS
 from gateway.ledger.store import Store
+from gateway.ledger.totals import totals_of
 from gateway.settings import JournalSettings, LedgerSettings, Settings, SettingsError
 from otel.journal.audit import audit_folder
 from otel.journal.files import Files
@@ -127,6 +128,30 @@ def test_local_days_over_the_horizon_add_up_to_their_range(
         return
     longed = asked(store, costs(["day"], Filters(), Period(start, end), ZoneInfo(zone)))
     assert sum(day.total.bills for day in longed) < len(bills), "without the horizon rows are missed"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata"])
+def test_totals_of_all_time_are_what_they_were_before_rows_went(
+    folder: Path, ledger: MakeStore, zone: str
+) -> None:
+    store = ledger()
+    caught_up(folder, store)
+
+    def totals() -> Any:
+        period = Period(0, 2**62)
+        return store.run(lambda c: totals_of(c, ("key", "model", "day"), Filters(), period, ZoneInfo(zone)))
+
+    before = totals()
+    expiring(folder, store)
+    after = totals()
+    assert after.total == before.total
+    assert {name: after.by[name] for name in ("key", "model")} == {
+        name: before.by[name] for name in ("key", "model")
+    }
+    days = sum(group.total.requests for group in after.by["day"])
+    assert days == after.total.requests == 1_000
+    if zone == "UTC":
+        assert after.by["day"] == before.by["day"]
 
 
 @given(st.lists(st.integers(0, 10 * DAY_NS), min_size=2, max_size=6).map(sorted), st.integers(0, 10))
