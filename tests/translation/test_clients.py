@@ -160,8 +160,9 @@ def test_a_messages_coding_client_is_served_by_chat_completions() -> None:
 
 
 def test_the_card_decides_how_a_chat_is_limited_and_whether_thoughts_go_back() -> None:
-    dialect = Dialect(output_limit="max_completion_tokens", reasoning_content=True)
+    dialect = Dialect(output_limit="max_completion_tokens", reasoning_content=True, stream_usage="always")
     body = sent("messages", "chat_completions", CLAUDE_CODE, dialect)
+    assert "stream_options" not in body
     assert body["max_completion_tokens"] == 32_000
     assert "max_tokens" not in body
     assert body["messages"][2]["reasoning_content"] == "It is a picture."

@@ -13,13 +13,17 @@ import pytest
 
 from gateway.core.errors import CallerError
 from gateway.protocols.base import Dialect
+from gateway.translation.chat import asking as chat_asking
 from gateway.translation.freeform import as_functions
 from gateway.translation.languages import GRAMMARS
 from gateway.translation.meaning import Language
+from gateway.translation.messages import asking as messages_asking
+from gateway.translation.responses import asking as responses_asking
 from tests.recorded import recordings_of
 from tests.translation.kept import flat, kept
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "translation.md").read_text(encoding="utf-8")
+LEFT_OUT: Final = PAGE.partition("### Left out")[2].partition("### Refused")[0]
 LANGUAGES: Final[dict[str, Language]] = {
     "chat.completions": "chat_completions",
     "messages": "messages",
@@ -66,6 +70,19 @@ def assert_documented(error: CallerError, file: str) -> None:
     if error.code == "not_translatable":
         member = re.sub(r"\[\d+\]", "[]", error.param)
         assert f"`{member}`" in PAGE, (file, member)
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        *(chat_asking.DROPPED, chat_asking.DROPPED_OF_MESSAGES, messages_asking.DROPPED),
+        *(messages_asking.DROPPED_OF_PARTS, messages_asking.DROPPED_OF_TOOLS, responses_asking.DROPPED),
+        *(responses_asking.DROPPED_OF_ITEMS, responses_asking.DROPPED_OF_PARTS),
+    ],
+)
+def test_what_is_left_out_is_named_on_the_page(dropped: dict[str, str]) -> None:
+    for member in dropped:
+        assert f"`{member}`" in LEFT_OUT, member
 
 
 def test_a_request_in_its_own_language_means_the_same_again(recordings: Path) -> None:

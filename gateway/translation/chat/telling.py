@@ -63,7 +63,8 @@ def write(meant: Conversation, model: str, dialect: Dialect) -> dict[str, Any]:
     body |= {name: value for name, value in said.items() if value is not None}
     if meant.stream:
         body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
+        if dialect.stream_usage == "on_request":
+            body["stream_options"] = {"include_usage": True}
     return body
 
 
