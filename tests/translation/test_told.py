@@ -195,6 +195,23 @@ def test_calls_without_an_id_get_one_and_arguments_may_be_objects() -> None:
     assert events[-2]["delta"]["stop_reason"] == "tool_use", "what was called is to be answered"
 
 
+@pytest.mark.parametrize("index", [{}, {"index": 0}])
+def test_calls_that_are_not_numbered_are_told_apart_by_their_ids(index: dict[str, int]) -> None:
+    def numbered(**members: Any) -> bytes:
+        return chunk({"tool_calls": [{**index, **members}]})
+
+    meter = meter_of("messages", "chat_completions")
+    first = numbered(id="a", function={"name": "f", "arguments": '{"a":'})
+    rest = numbered(function={"arguments": "1}"})
+    second = numbered(id="b", function={"name": "f", "arguments": '{"a":2}'})
+    out = meter.feed(first + rest + second + DONE)
+    events = told(out + meter.finish().held)
+    begun = [event["content_block"]["id"] for event in events if event["type"] == "content_block_start"]
+    assert begun == ["a", "b"]
+    pieces = [event["delta"]["partial_json"] for event in events if event["type"] == "content_block_delta"]
+    assert pieces == ['{"a":', "1}", '{"a":2}']
+
+
 def test_what_waits_and_what_is_repeated_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses_events, "OUTPUT_CHARS_MAX", 100)
     meter = meter_of("responses", "chat_completions")

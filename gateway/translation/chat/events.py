@@ -52,7 +52,8 @@ class Reader:
         self._id: str | None = None
         self._begun = False
         self._stop: object = None
-        self._calls: dict[int, int] = {}  # index of the provider -> number of the call
+        self._calls: dict[int | None, tuple[int, str]] = {}  # index of the provider -> number and id
+        self._called = 0
         self._thought: object = None  # index of the open thought's details
         self._runs: dict[str, int] = {}  # how many parts of text and of thinking there were
 
@@ -85,7 +86,7 @@ class Reader:
         events: list[Event] = [] if self._begun else [Begun(self._id, None)]
         events += self._parts.out
         self._parts.out = []
-        return [*events, Stopped(stop_of(self._stop, called=bool(self._calls)))]
+        return [*events, Stopped(stop_of(self._stop, called=self._called > 0))]
 
     def _read_delta(self, delta: dict[str, Any]) -> None:
         details = list_of(delta.get("reasoning_details"))
@@ -135,16 +136,18 @@ class Reader:
 
     def _call(self, call: dict[str, Any]) -> None:
         inner = dict_of(call.get("function") or call.get("custom"))
-        index = call.get("index")
-        at = index if type(index) is int else len(self._calls)
-        if at not in self._calls:
-            if len(self._calls) >= CALLS_MAX:
+        index, identity, name = call.get("index"), text_of(call.get("id")), text_of(inner.get("name"))
+        at = index if type(index) is int else None
+        known = self._calls.get(at)
+        # Some number all calls 0, or none: a name with an id of its own is another call.
+        if known is None or (name and identity and identity != known[1]) or (at is None and name):
+            if self._called >= CALLS_MAX:
                 return
-            number = self._calls[at] = len(self._calls)
-            identity = text_of(call.get("id")) or minted(self._id, number)
-            self._parts.open(("call", at), Opened("call", identity, text_of(inner.get("name"))))
+            known = self._calls[at] = (self._called, identity or minted(self._id, self._called))
+            self._called += 1
+            self._parts.open(("call", known[0]), Opened("call", known[1], name))
         if arguments := arguments_of(inner.get("arguments")) or text_of(inner.get("input")):
-            self._parts.put(("call", at), Added(arguments))
+            self._parts.put(("call", known[0]), Added(arguments))
 
 
 class Writer:
