@@ -43,15 +43,20 @@ def chat_usage(counts: Mapping[str, int]) -> dict[str, Any] | None:
 
 
 def responses_usage(counts: Mapping[str, int]) -> dict[str, Any] | None:
-    """Return usage in the words of responses, None where nothing is known."""
-    usage: dict[str, Any] = {}
-    _put(usage, "input_tokens", counts.get("input"))
-    _put_details(usage, "input_tokens_details", _cached(counts))
-    _put(usage, "output_tokens", counts.get("output"))
-    _put_details(usage, "output_tokens_details", _reasoned(counts))
-    if "input" in counts and "output" in counts:
-        usage["total_tokens"] = counts["input"] + counts["output"]
-    return usage or None
+    """Return usage in the words of responses, None where neither side is known.
+
+    Where there is a usage, clients read all of it: what nobody reported is 0.
+    """
+    if "input" not in counts and "output" not in counts:
+        return None
+    spent, made = counts.get("input", 0), counts.get("output", 0)
+    return {
+        "input_tokens": spent,
+        "input_tokens_details": {"cached_tokens": 0, **_cached(counts)},
+        "output_tokens": made,
+        "output_tokens_details": {"reasoning_tokens": 0, **_reasoned(counts)},
+        "total_tokens": spent + made,
+    }
 
 
 def messages_usage(counts: Mapping[str, int]) -> dict[str, Any]:

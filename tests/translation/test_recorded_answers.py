@@ -70,6 +70,8 @@ def told_counts(counts: dict[str, int], language: Language) -> dict[str, int]:
         cached = told.get("cache_read", 0) + told.get("cache_write", 0)
         told["input"] = max(told.get("input", 0), cached)  # numbers there, and no negative ones
         told.setdefault("output", 0)
+    if language == "responses" and told:
+        told = {**dict.fromkeys(("input", "output", "cache_read", "reasoning"), 0), **told}  # all are needed
     return told
 
 
