@@ -35,6 +35,7 @@ ADMIN: Final = "adm-5f1d9a7c3b2e4f60aa91"
 DAY_S: Final = 86_400
 GROUPINGS: Final = ("api_key", "user", "model", "team", "provider", "project", "day", "all")
 ANSWER_S: Final = 60.0
+BROKEN_OFF: Final = 503
 Params = dict[str, str]
 
 
@@ -71,7 +72,9 @@ def measure(client: httpx.Client, by_key: dict[str, int], count: int) -> dict[st
     took: dict[str, list[float]] = {}
     for name, path, params in itertools.islice(questions(random.Random(3)), count):
         began = time.perf_counter()
-        client.get(path, params=params).raise_for_status()
+        answer = client.get(path, params=params)
+        if answer.status_code != BROKEN_OFF:  # it took too long, and is in the figures with all of that time
+            answer.raise_for_status()
         took.setdefault(name, []).append((time.perf_counter() - began) * 1e3)
     return took
 
@@ -92,15 +95,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small ledger")
     quick = parser.parse_args().quick
     size, asked = (20_000, 99) if quick else (1_000_000, 660)
-    table = Table(title=f"Cost doors over {size:,} records, in ms", title_justify="left")
-    for column in ("database", "question", "asked", "median", "p95", "most"):
-        table.add_column(column, justify="right" if column not in ("database", "question") else "left")
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="spanbill-doors-")))
         urls = {"SQLite": f"sqlite:///{folder}/ledger.db"}
         if programs() is not None:
             urls["PostgreSQL"] = held.enter_context(running_postgres()).database()
         for database, url in urls.items():
+            table = Table(title=f"{database}: cost doors over {size:,} records, in ms", title_justify="left")
+            for column in ("question", "asked", "median", "p95", "most"):
+                table.add_column(column, justify="left" if column == "question" else "right")
             store = opened(url, folder)
             by_key = fill(store, size)
             store.close()
@@ -119,10 +122,10 @@ def main() -> None:
                     statistics.quantiles(times, n=20, method="inclusive")[-1] if len(times) > 1 else times[0]
                 )
                 figures = (statistics.median(times), p95, max(times))
-                table.add_row(database, name, str(len(times)), *[f"{ms:.1f}" for ms in figures])
+                table.add_row(name, str(len(times)), *[f"{ms:.1f}" for ms in figures])
             for kind, rate in rates.items():
-                table.add_row(database, f"export as {kind}", "1", f"{rate:,.0f} a second", "", "")
-    Console(width=110).print(table)
+                table.add_row(f"export as {kind}", "1", f"{rate:,.0f} a second", "", "")
+            Console(width=110).print(table)
 
 
 if __name__ == "__main__":
