@@ -22,7 +22,16 @@ from gateway.api.costs import Ledger, export_headers, json_answer
 from gateway.api.documents import answers, query, schema_of
 from gateway.ledger.events import Format, Subject, event_of
 from gateway.ledger.feed import CURSOR_CHARS_MAX, Cursor, cursor_of, read, token_of
-from gateway.ledger.focus import ACCOUNT, Charge, TooManyRows, charges_of, csv_head, csv_rows, days_in
+from gateway.ledger.focus import (
+    ACCOUNT,
+    Charge,
+    RowsGone,
+    TooManyRows,
+    charges_of,
+    csv_head,
+    csv_rows,
+    days_in,
+)
 from gateway.ledger.lag import AsOf
 from gateway.ledger.periods import Period
 from gateway.ledger.queries import RECORDS_MAX
@@ -174,7 +183,10 @@ def exports_router(access: Access, ledger: Ledger) -> APIRouter:
         access.admin_only(request)
         asked = focus_question(request.query_params.multi_items())
         ledger.look_for_room()
-        days, held = await ledger.ask(lambda c: (days_in(c, asked.period), ledger.as_of(c)))
+        try:
+            days, held = await ledger.ask(lambda c: (days_in(c, asked.period), ledger.as_of(c)))
+        except RowsGone as fault:
+            raise wrong("start", f"is too early: {fault}") from fault
 
         async def charges(day: Period) -> list[Charge]:
             return await ledger.ask(lambda c: charges_of(c, day, asked.account))

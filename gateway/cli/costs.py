@@ -23,7 +23,7 @@ from gateway.cli.stopping import settings_or_stop, stop
 from gateway.core.errors import CallerError
 from gateway.ledger.events import event_of
 from gateway.ledger.feed import read, token_of
-from gateway.ledger.focus import Charge, TooManyRows, charges_of, csv_head, csv_rows, days_in
+from gateway.ledger.focus import Charge, RowsGone, TooManyRows, charges_of, csv_head, csv_rows, days_in
 from gateway.ledger.lag import AsOf, as_of
 from gateway.ledger.opening import store_at
 from gateway.ledger.queries import RECORDS_MAX
@@ -34,7 +34,7 @@ from otel.journal.files import Files, reason_of
 T = TypeVar("T")
 Params = list[tuple[str, str]]
 
-FAULTS: Final = (LedgerUnavailable, LedgerBroken, LedgerNewer, TooManyGroups, TooManyRows)
+FAULTS: Final = (LedgerUnavailable, LedgerBroken, LedgerNewer, TooManyGroups, TooManyRows, RowsGone)
 WRONG_USAGE: Final = 2
 
 export_app = typer.Typer(

@@ -14,6 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, delete, func, select
 
 from gateway.ledger import schema
+from gateway.ledger.feed import trim
 from gateway.ledger.projection import Row
 from gateway.ledger.schema import DAY_NS
 from gateway.ledger.store import Store
@@ -75,6 +76,7 @@ def expire(connection: Connection, gateway_id: int, before_ns: int, count_max: i
         connection.execute(upsert_for(connection, schema.horizons, {"before_unix_ns": before_ns}), [row])
     connection.execute(delete(lines).where(lines.c.record_id.in_(ids)))
     connection.execute(delete(bills).where(bills.c.record_id.in_(ids)))
+    trim(connection, gateway_id, 2 * count_max)
     return len(ids)
 
 

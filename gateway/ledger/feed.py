@@ -123,6 +123,20 @@ def append(connection: Connection, gateway_id: int, settled: Sequence[Row], touc
     connection.execute(update(feeds).where(own).values(last=last + len(rows)))
 
 
+def trim(connection: Connection, gateway_id: int, count_max: int) -> None:
+    """Let the oldest entries go whose bills went before; their numbers are not used again."""
+    feed, bills = schema.feed, schema.bills
+    own = feed.c.gateway_id == gateway_id
+    held = select(bills.c.record_id).where(bills.c.record_id == feed.c.record_id).exists()
+    oldest = select(feed.c.number, held.label("held")).where(own).order_by(feed.c.number).limit(count_max)
+    gone = 0
+    for entry in connection.execute(oldest):
+        if entry.held:
+            break
+        gone = entry.number
+    connection.execute(delete(feed).where(own, feed.c.number <= gone))
+
+
 def number_again(connection: Connection, gateway_id: int) -> None:
     """Number all that counts, or ever counted, of a gateway anew."""
     bills, feed, feeds = schema.bills, schema.feed, schema.feeds

@@ -21,6 +21,7 @@ from sqlalchemy import ColumnElement, Connection, Select, exists, func, literal,
 
 from gateway.core.dimensions import DIMENSIONS
 from gateway.ledger import schema
+from gateway.ledger.expiry import horizon_of
 from gateway.ledger.instants import SECOND_NS, second
 from gateway.ledger.periods import Period
 from gateway.ledger.records import cell
@@ -105,8 +106,19 @@ class TooManyRows(ValueError):
     """A day has more rows than are held at a time."""
 
 
+class RowsGone(ValueError):
+    """Bills of the period are in sums only."""
+
+
 def days_in(connection: Connection, period: Period) -> list[Period]:
-    """Return the UTC days of a period that can hold bills, as far as they are in it."""
+    """Return the UTC days of a period that can hold bills, as far as they are in it.
+
+    Raises:
+        RowsGone: it begins before the bills that are still rows; a period without a beginning begins there.
+    """
+    horizon_ns = horizon_of(connection)
+    if 0 < period.start_ns < horizon_ns:
+        raise RowsGone(f"bills before {second(horizon_ns)} are in sums only; begin there")
     ended = schema.bills.c.ended_unix_ns
     first, last = (connection.execute(select(of(ended))).scalar() for of in (func.min, func.max))
     if first is None or last is None:

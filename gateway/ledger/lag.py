@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Connection, func, select
 
 from gateway.ledger import schema
+from gateway.ledger.expiry import horizon_of
 from gateway.ledger.instants import instant
 from gateway.ledger.position import position_of
 from gateway.ledger.projection import id_of
@@ -26,12 +27,15 @@ class AsOf(msgspec.Struct, frozen=True, kw_only=True):
         pending_bytes: of this gateway's journal, durable and not yet in the ledger; None where there is no
             journal to look at.
         complete: nothing is pending. Of other gateways on the same ledger nothing is said.
+        rows_since: older bills are in totals only, for their rows went by `ledger.retention_days`; None where
+            none ever went.
     """
 
     time: str
     newest_bill: str | None
     pending_bytes: int | None
     complete: bool
+    rows_since: str | None
 
 
 def as_of(connection: Connection, journal: Path, files: Files) -> AsOf:
@@ -43,6 +47,7 @@ def as_of(connection: Connection, journal: Path, files: Files) -> AsOf:
         newest_bill=None if newest is None else instant(newest),
         pending_bytes=pending,
         complete=pending == 0,
+        rows_since=instant(horizon_ns) if (horizon_ns := horizon_of(connection)) else None,
     )
 
 

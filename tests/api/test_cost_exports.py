@@ -13,14 +13,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from sqlalchemy import func, select
 
 from gateway.core.money import pico_to_usd
+from gateway.ledger import schema
+from gateway.ledger.expiry import expire
+from gateway.ledger.instants import instant, second
 from gateway.ledger.opening import store_at
 from gateway.ledger.rebuilding import rebuild
 from gateway.ledger.records import cell
+from gateway.ledger.schema import DAY_NS
 from tests.api.cost_doors import KEYS, Doors, filled
 from tests.journals import copy_of
-from tests.ledger.books import caught_up, pico, write_bills
+from tests.ledger.books import START_NS, caught_up, pico, write_bills
 from tests.ledger.conftest import postgres as postgres
 from tests.rerating.rated_journals import changed, make_rated, run
 
@@ -262,3 +267,34 @@ def test_cells_hold_no_formula() -> None:
     assert cell("-0.5") == "-0.5"
     assert cell("-1+1") == "'-1+1"
     assert cell(None) == ""
+
+
+async def test_what_went_from_the_ledger_stays_in_totals_and_is_never_exported_as_nothing(
+    tmp_path: Path,
+) -> None:
+    journal = tmp_path / "journal"
+    store = store_at("", journal)
+    await asyncio.to_thread(filled, journal, store, range(COUNT))
+    doors = Doors(journal)
+    before = await doors.json("/v1/costs")
+    store.open()
+    (gateway_id,) = store.run(lambda c: c.execute(select(schema.gateways.c.id)).scalars().all())
+    horizon_ns = (START_NS // DAY_NS + 20) * DAY_NS
+    while store.run(lambda c: expire(c, gateway_id, horizon_ns, 50), writes=True):
+        pass
+    after = await doors.json("/v1/costs")
+    assert after["total"] == before["total"]
+    assert after["by_day"] == before["by_day"]
+    assert (before["as_of"]["rows_since"], after["as_of"]["rows_since"]) == (None, instant(horizon_ns))
+    events, _ = await feed(doors)
+    kept = {b["billing.record.id"] for b in doors.bills if b["ended"] >= horizon_ns}
+    assert 0 < len(kept) < COUNT
+    assert {event["id"] for event in events} == kept
+    numbered = store.run(lambda c: c.execute(select(func.count()).select_from(schema.feed)).scalar())
+    assert numbered == len(kept), "the feed goes with its bills"
+    refused = await doors.get("/v1/costs/focus", start="2026-09-22")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "start")
+    rows = await focus_rows(doors)
+    assert rows[0]["ChargePeriodStart"] == second(horizon_ns)
+    store.close()
+    doors.asker.close()
