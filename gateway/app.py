@@ -39,6 +39,7 @@ from gateway.api.keys import keys_router
 from gateway.api.observe import Observer
 from gateway.api.own_key import own_key_router
 from gateway.api.own_limits import own_limits_router
+from gateway.api.providers import providers_router
 from gateway.api.selfcheck import selfcheck_router
 from gateway.assembly import (
     SIMULATED,
@@ -237,7 +238,7 @@ def create_app(
         tracer_provider=traces.provider,
         registry=registry,
         holder=ring.holder,
-        models=lambda: models_of(providers, book.catalogue),
+        models=lambda: models_of(providers, book.catalogue, settings.routing.aliases),
         ready=lambda: _readiness(writer, gate),
         protocols=PROTOCOLS,
         routers=[
@@ -248,6 +249,7 @@ def create_app(
             costs_router(access, ledger),
             exports_router(access, ledger),
             budgets_router(access, budgeting.desk),
+            providers_router(access, providers, lambda: chooser.standings(time.monotonic_ns())),
         ],
         lifespan=_lifespan(
             settings.journal.directory,

@@ -6,7 +6,7 @@ Nothing here decides anything about a request; it turns configuration into the v
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, Literal
 
@@ -38,6 +38,8 @@ from gateway.settings import AdjustmentSettings, KeySettings, PricesSettings, Se
 from gateway.stages import Lane
 
 SIMULATED: Final = "simulated"
+ALIAS_OWNER: Final = "alias"
+"""Who owns an alias, in a list of models."""
 
 
 class Switch:
@@ -308,9 +310,11 @@ class CountOnDemand:
         self._count = self._load()
 
 
-def models_of(providers: Mapping[str, Provider], catalogue: Catalogue) -> list[ModelEntry]:
-    """Return what can be named: for each ready provider the names its card knows and its prices list."""
-    entries: dict[str, ModelEntry] = {}
+def models_of(
+    providers: Mapping[str, Provider], catalogue: Catalogue, aliases: Iterable[str] = ()
+) -> list[ModelEntry]:
+    """Return what can be named: aliases, and each ready provider's names, of its card and its prices."""
+    entries = {name: ModelEntry(id=name, provider=ALIAS_OWNER, title=name) for name in aliases}
     for provider in providers.values():
         if not provider.ready:
             continue
