@@ -183,6 +183,41 @@ def test_a_chat_shows_what_was_thought(chat: openai.OpenAI) -> None:
     assert detail["signature"].startswith("spanbill:messages:")
 
 
+def test_a_chat_reads_what_was_cached(gateway: Gateway, chat: openai.OpenAI) -> None:
+    """A hint to the cache is kept to messages, and its reads and writes are told in the caller's words."""
+    part: Any = {"type": "text", "text": "long " * 2000, "cache_control": {"type": "ephemeral"}}
+    messages: Any = [{"role": "system", "content": [part]}, {"role": "user", "content": "Hello"}]
+    seen = []
+    for _ in range(2):
+        reply = chat.chat.completions.create(model="only-messages/sim-cache", messages=messages)
+        assert reply.usage is not None
+        details: Any = reply.usage.prompt_tokens_details
+        bill = bill_of(gateway, reply._request_id)
+        assert bill["gen_ai.usage.input_tokens"] == reply.usage.prompt_tokens
+        assert bill["gen_ai.usage.cache_read.input_tokens"] == details.cached_tokens
+        assert bill["gen_ai.usage.cache_write.input_tokens"] == details.cache_write_tokens
+        seen.append((details.cached_tokens > 0, details.cache_write_tokens > 0))
+    assert seen == [(False, True), (True, False)]
+
+
+def test_a_message_reads_how_much_was_thought(
+    gateway: Gateway, messages: anthropic.Anthropic, not_messages: str
+) -> None:
+    with messages.messages.stream(
+        model=f"{not_messages}/sim-reasoning",
+        max_tokens=4000,
+        thinking={"type": "enabled", "budget_tokens": 2048},
+        messages=[{"role": "user", "content": "Hello"}],
+    ) as stream:
+        final = stream.get_final_message()
+        request_id = stream.response.headers["request-id"]
+    bill = bill_of(gateway, request_id)
+    assert final.usage.output_tokens_details is not None
+    thought = final.usage.output_tokens_details.thinking_tokens
+    assert thought > 0
+    assert bill["gen_ai.usage.reasoning.output_tokens"] == thought
+
+
 def test_a_chat_sends_pictures(chat: openai.OpenAI, not_chat: str) -> None:
     parts: Any = [
         {"type": "text", "text": "What is this?"},
