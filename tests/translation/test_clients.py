@@ -270,6 +270,7 @@ def test_a_responses_providers_seal_comes_back_to_it_through_a_messages_client()
     ).upstream_body(b"", REQUEST, model="m", dialect=BUDGETS)
 
 
+FILED = {"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("chat_completions", "messages", {"n": 2}, "n"),
     ("chat_completions", "messages", {"logprobs": True}, "logprobs"),
@@ -285,6 +286,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("messages", "responses", {"stop_sequences": ["x"]}, "stop"),
     ("responses", "messages", {"previous_response_id": "resp_1"}, "previous_response_id"),
     ("responses", "messages", {"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ("responses", "messages", {"input": [FILED]}, "input[0].content[0].file_id"),
     ("responses", "chat_completions", {"truncation": "auto"}, "truncation"),
     ("responses", "chat_completions", {"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
 ]

@@ -148,6 +148,8 @@ def _part(part: Members) -> Part:
             inner = part.inner("file")
             if inner is None:
                 raise invalid(part.at("file"), f"`{part.at('file')}` is missing")
+            if inner.take("file_id") is not None:
+                raise inner.refused("file_id", "another provider does not have the file")
             url, media_type, data = from_url(inner.needed_text("file_data"))
             found = File(url=url, media_type=media_type, data=data, name=inner.text("filename"), cache=hint)
             inner.done()

@@ -170,6 +170,8 @@ def _part(part: Members) -> Part:
             found = Text(text=part.needed_text("text"))
         case "refusal":
             found = Text(text=part.needed_text("refusal"), refusal=True)
+        case "input_image" | "input_file" if part.take("file_id") is not None:
+            raise part.refused("file_id", "another provider does not have the file")
         case "input_image":
             url, media_type, data = from_url(part.needed_text("image_url"))
             found = Image(url=url, media_type=media_type, data=data, detail=part.text("detail"))
