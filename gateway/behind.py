@@ -278,7 +278,9 @@ def _ledger_health(follower: Follower) -> Iterable[Reading]:
     yield gauge(LOADED, "1 once counters hold what earlier runs counted.", loaded)
     yield counter("llm_gateway_ledger_conflicts", "Second, different bills of one id.", stats.conflicts)
     yield counter("llm_gateway_ledger_refused", "Bills that the ledger cannot hold.", stats.refused)
-    yield counter("llm_gateway_ledger_expired", "Bills whose rows went, as they were old.", stats.expired)
+    if follower.expiry is not None:
+        expired = follower.expiry.expired
+        yield counter("llm_gateway_ledger_expired", "Bills whose rows went, as they were old.", expired)
     yield counter("llm_gateway_ledger_rebuilt", "Times a broken ledger was made again.", stats.rebuilt)
     yield gauge("llm_gateway_ledger_following", "1 while the ledger can be written.", following, least=True)
     yield gauge("llm_gateway_ledger_pending_bytes", "Durable and not yet in the ledger.", stats.pending_bytes)

@@ -39,27 +39,26 @@ class Expiry:
         self.expired = 0
         self._days = days
         self._now_ns = now_ns
-        self._done: tuple[int, int] | None = None
+        self._done: tuple[object, int] | None = None
 
-    def step(self, store: Store, gateway_id: int) -> bool:
+    def step(self, store: Store, gateway_id: int, opened: object) -> bool:
         """Let some rows go, of a ledger that has all of the journal; say whether there may be more.
+
+        Args:
+            opened: another object whenever the ledger may be another one.
 
         Raises:
             LedgerUnavailable, LedgerBroken: nothing was changed in this step.
         """
         before_ns = max(0, (self._now_ns() // DAY_NS - self._days) * DAY_NS)
-        if self._done == (gateway_id, before_ns):
+        if self._done is not None and self._done[0] is opened and self._done[1] == before_ns:
             return False  # it is asked five times a second, and a day comes once a day
         gone = store.run(lambda c: expire(c, gateway_id, before_ns, ROWS_A_STEP), writes=True)
         self.expired += gone
         if gone < ROWS_A_STEP:
-            self._done = (gateway_id, before_ns)
+            self._done = (opened, before_ns)
             return False
         return True
-
-    def begin(self) -> None:
-        """Look again: the ledger may be another one."""
-        self._done = None
 
 
 def expire(connection: Connection, gateway_id: int, before_ns: int, count_max: int) -> int:

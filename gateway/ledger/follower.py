@@ -108,7 +108,7 @@ class Follower:
         expiry: Expiry | None = None,
     ) -> None:
         self.stats = Stats()
-        self._expiry = expiry
+        self.expiry = expiry
         self._directory = directory
         self._store = store
         self._files = files or Files()
@@ -195,8 +195,6 @@ class Follower:
             log.error("the ledger is gone or was replaced; going on with what is there", extra=self._named())
             self._checked = False
         self._open = None
-        if self._expiry is not None:
-            self._expiry.begin()
         self._store.open()
         if not self._checked:  # once: it reads all of the file, and the ledger may be away often
             self._store.check()
@@ -248,11 +246,9 @@ class Follower:
             if self._store.replaced():
                 return True
         self.stats.pending_bytes = opened.reader.pending_bytes()
-        if self._expiry is None or self._stop.is_set():
+        if self.expiry is None or self._stop.is_set():
             return False
-        more = self._expiry.step(self._store, opened.gateway_id)
-        self.stats.expired = self._expiry.expired
-        return more
+        return self.expiry.step(self._store, opened.gateway_id, opened)
 
     def _total(self, opened: _Open, living: frozenset[str]) -> None:
         """Make the totals of writers that were gone before all that is there was read.

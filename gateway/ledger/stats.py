@@ -13,7 +13,6 @@ class Stats(msgspec.Struct, kw_only=True):
     Args:
         conflicts: second, different bills of one id.
         refused: bills that a ledger cannot hold.
-        expired: bills whose rows went, as they were old.
         totals: of writers that are gone; None until they were read to their ends.
         behind_s: how long ago the ledger last had all of the journal; 0 while it has.
     """
@@ -23,7 +22,6 @@ class Stats(msgspec.Struct, kw_only=True):
     again: int = 0
     conflicts: int = 0
     refused: int = 0
-    expired: int = 0
     rebuilt: int = 0
     failures_in_a_row: int = 0
     last_error: str | None = None
