@@ -24,6 +24,7 @@ from gateway.ledger.writing import write
 from otel.journal.removal import Remover, Retention
 from otel.journal.segments import mark_path
 from otel.journal.turn import Lock
+from otel.totals import Totals
 from tests.journals import NOON_NS, make_journal
 from tests.ledger.books import (
     FILES,
@@ -218,7 +219,7 @@ class Crashing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def run(self, work: Any, *, writes: bool = False) -> Any:
+    def run(self, work: Any, *, writes: bool = False, beside: None = None) -> Any:
         self._left -= writes
         if self._left != 0 or not writes or self.crashed:
             return self._store.run(work, writes=writes)
@@ -237,9 +238,9 @@ class Crashing:
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(crashes=st.lists(st.tuples(st.integers(1, 12), st.booleans()), max_size=4), lines=st.integers(1, 60))
 def test_crashes_anywhere_give_the_same_rows(
-    crash_world: tuple[Path, dict[str, Any]], crashes: list[tuple[int, bool]], lines: int
+    crash_world: tuple[Path, dict[str, Any], Totals | None], crashes: list[tuple[int, bool]], lines: int
 ) -> None:
-    folder, wanted = crash_world
+    folder, wanted, totals = crash_world
     path = folder.parent / "crashing.db"
     for old in folder.parent.glob("crashing.db*"):
         old.unlink()
@@ -254,6 +255,7 @@ def test_crashes_anywhere_give_the_same_rows(
         _until_it_waits(found)
         assert found.stats.conflicts == found.stats.again == 0
         assert everything(last) == wanted
+        assert found.stats.totals == totals
         last.close()
 
 
@@ -266,14 +268,15 @@ def _until_it_waits(found: Follower) -> None:
 
 
 @pytest.fixture(scope="module")
-def crash_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def crash_world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Totals | None]:
     base = tmp_path_factory.mktemp("crashes")
     folder = make_journal(base / "journal")
     store = SqliteStore(base / "whole.db")
-    caught_up(folder, store)
+    totals = caught_up(folder, store).stats.totals
+    assert totals is not None
     wanted = everything(store)
     store.close()
-    return folder, wanted
+    return folder, wanted, totals
 
 
 def test_a_write_that_fails_in_the_middle_leaves_nothing(
