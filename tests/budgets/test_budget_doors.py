@@ -81,7 +81,7 @@ def limits_hold(admin: httpx.Client, alice: httpx.Client) -> None:
         "/v1/messages",
         json={"model": "sim-small", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]},
     )
-    assert (said.status_code, said.json()["type"]) == (402, "error")
+    assert (said.status_code, said.json()["error"]["type"]) == (402, "billing_error")
     assert admin.delete("/v1/budgets/a").json() == {"object": "budget", "id": "a", "deleted": True}
     assert wait_until(lambda: chat(alice).status_code == 200, 30, 0.02)
 

@@ -10,6 +10,7 @@ from gateway.core.errors import SpanbillError
 
 _TYPES: Final = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
