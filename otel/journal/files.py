@@ -145,6 +145,22 @@ class Files:
         os.replace(new, path)
         self.sync_directory(path.parent)
 
+    def place(self, path: Path, data: bytes, own: str) -> None:
+        """Put `data` at `path`, durably, unless something is there: of several that try one does.
+
+        Args:
+            own: a part of a name that nobody else uses.
+        """
+        new = path.with_name(f"{path.name}.{own}.new")
+        _write_whole(new, os.O_TRUNC, data)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            pass
+        finally:
+            self.remove(new)
+        self.sync_directory(path.parent)
+
     def append(self, path: Path, data: bytes) -> None:
         """Add `data` to the end of a file, durably; the file is made if it is not there."""
         _write_whole(path, os.O_APPEND, data)

@@ -62,8 +62,8 @@ def folder_id(directory: Path, files: Files) -> str:
     except FileNotFoundError:
         files.make_directory(directory)
         name = secrets.token_hex(16)
-        files.replace(path, name.encode() + b"\n")
-        return name
+        files.place(path, name.encode() + b"\n", name)  # several threads and workers begin at once
+        data = files.read(path, 0, 64)
     if not _NAME.fullmatch(data):
         raise ValueError(f"{path} does not hold the folder's id")
     return data.decode().strip()
