@@ -88,13 +88,12 @@ def answers(content: Mapping[str, Schema], description: str, statuses: Sequence[
 def complete(document: Schema) -> None:
     """Add to a document what holds of every door, and take out what FastAPI only supposes.
 
-    What is no HTTP is refused at the socket with 400, 408, 414 or 431, whatever door it was meant for. A
-    text in a path is never wrong as such, so that no door without a body answers 422.
+    What is no HTTP is refused at the socket with 400, 408, 414 or 431, whatever door it was meant for. No
+    door answers 422: a text in a path is never wrong as such, and bodies are read by the doors themselves.
     """
     for path in document["paths"].values():
         for operation in path.values():
             responses = operation["responses"]
-            if "requestBody" not in operation:
-                responses.pop("422", None)
+            responses.pop("422", None)
             for status, why in _AT_THE_SOCKET.items():
                 responses.setdefault(status, {"description": why})

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal
 
 import msgspec
@@ -95,10 +94,7 @@ _UNITS: Final = {
 }
 _MILLION: Final = 1_000_000
 _PER_MILLION: Final = "1M"
-_RATE: Final = re.compile(
-    r"([0-9]{1,20}(?:\.[0-9]{1,18})?)/(1M|1)(?: x ([0-9]{1,6}(?:\.[0-9]{1,6})?))?", re.ASCII
-)
-"""A rate as the lines of a bill have it: `2.50/1M`, `0.01/1`, `2.50/1M x 1.1`."""
+_RATE_CHARS_MAX: Final = 80
 _PICO: Final = Decimal(1).scaleb(-12)
 
 
@@ -294,12 +290,21 @@ def _quantities(row: dict[str, Any]) -> Charge:
 
 
 def _price(rate: str | None) -> tuple[Decimal | None, bool]:
-    """Return the price of one unit as it was multiplied, and whether a million is one unit."""
-    found = _RATE.fullmatch(rate or "")
-    if found is None:
+    """Return the price of one unit as it was multiplied, and whether a million is one unit.
+
+    Args:
+        rate: as the lines of a bill have it: `2.50/1M`, `0.01/1`, `2.50/1M x 1.1`.
+    """
+    if rate is None or len(rate) > _RATE_CHARS_MAX:
         return None, False
-    price, per, times = found.groups()
-    return Decimal(price) * Decimal(times or 1), per == _PER_MILLION
+    per_unit, _, times = rate.partition(" x ")
+    price, _, per = per_unit.partition("/")
+    if per not in (_PER_MILLION, "1"):
+        return None, False
+    try:
+        return Decimal(price) * Decimal(times or 1), per == _PER_MILLION
+    except InvalidOperation:
+        return None, False
 
 
 def _description(row: dict[str, Any], provider: str, model: str) -> str:
