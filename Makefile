@@ -44,6 +44,7 @@ format: $(STAMP) ## put the code into the house's form
 
 bench: $(STAMP) ## compare with a direct call and a bare reverse proxy; rebuild and ask a ledger
 	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/admission.py
 	@$(BIN)/python benchmarks/ledger.py
 	@$(BIN)/python benchmarks/cost_doors.py
 

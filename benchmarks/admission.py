@@ -17,7 +17,6 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -26,9 +25,7 @@ from gateway.api.inference import Doors
 from gateway.app import create_app
 from gateway.core.errors import SpanbillError
 from gateway.protocols import PROTOCOLS
-from gateway.settings import JournalSettings, LoggingSettings, PricesSettings, Settings
-from gateway.settings.budgets import BudgetSettings, BudgetsSettings
-from gateway.settings.limits import LimitRuleSettings, LimitsSettings
+from gateway.settings import Settings
 
 KEY: Final = "sk-admission-0123456789abcdef"
 MODEL: Final = "sim-small"
@@ -38,28 +35,34 @@ START_S: Final = 30.0
 BODY: Final = (
     b'{"model":"sim-small","max_tokens":64,"messages":[{"role":"user","content":"' + b"x" * 400 + b'"}]}'
 )
-RULES: Final = (
-    LimitRuleSettings(
-        id="key", key="*", requests_per_minute=10**8, tokens_per_minute=10**10, concurrent=10**4
-    ),
-    LimitRuleSettings(id="user", user="*", requests_per_minute=10**8, tokens_per_minute=10**10),
-    LimitRuleSettings(id="model", model="*", requests_per_minute=10**8),
-)
-BUDGETS: Final = (
-    BudgetSettings(id="each-user", scope="user", limit_usd="1000000", period="month"),
-    BudgetSettings(id="each-key", scope="key", limit_usd="1000000", period="day"),
-)
+LIMITS: Final = [
+    {
+        "id": "key",
+        "key": "*",
+        "requests_per_minute": 10**8,
+        "tokens_per_minute": 10**10,
+        "concurrent": 10**4,
+    },
+    {"id": "user", "user": "*", "requests_per_minute": 10**8, "tokens_per_minute": 10**10},
+    {"id": "model", "model": "*", "requests_per_minute": 10**8},
+]
+BUDGETS: Final = [
+    {"id": "each-user", "scope": "user", "limit_usd": "1000000", "period": "month"},
+    {"id": "each-key", "scope": "key", "limit_usd": "1000000", "period": "day"},
+]
 
 
 def settings(folder: Path, *, bounded: bool) -> Settings:
     """Return the settings of a gateway whose callers are bounded, or not."""
-    return Settings(
-        api_keys=SecretStr(f"alice={KEY}"),
-        journal=JournalSettings(directory=folder / "journal", durability="process"),
-        logging=LoggingSettings(requests=False),
-        prices=PricesSettings(overrides={f"simulated/{MODEL}": {"input": "1", "output": "2"}}),
-        limits=LimitsSettings(rules=RULES if bounded else (), backend=SecretStr("memory")),
-        budgets=BudgetsSettings(definitions=BUDGETS if bounded else ()),
+    return Settings.model_validate(
+        {
+            "api_keys": f"alice={KEY}",
+            "journal": {"directory": folder / "journal", "durability": "process"},
+            "logging": {"requests": False},
+            "prices": {"overrides": {f"simulated/{MODEL}": {"input": "1", "output": "2"}}},
+            "limits": {"rules": LIMITS if bounded else [], "backend": "memory"},
+            "budgets": {"definitions": BUDGETS if bounded else []},
+        }
     )
 
 
