@@ -10,14 +10,13 @@ from typing import Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from gateway.budgeting import configured_budgets
 from gateway.budgets.desk import Desk
 from gateway.budgets.overview import Overview
 from gateway.budgets.shown import Changes, Fields
 from gateway.budgets.spending import spending_of
+from gateway.cli.printing import display, table_of
 from gateway.cli.stopping import settings_or_stop, stop
 from gateway.control.store import Control, control_store_at
 from gateway.core.errors import SpanbillError
@@ -146,9 +145,7 @@ def _print(found: list[dict[str, Any]], json: bool) -> None:
     if json:
         sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
         return
-    table = Table()
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column.endswith("_usd") else "left")
+    table = table_of(*COLUMNS, right=[column for column in COLUMNS if column.endswith("_usd")])
     for one in found:
         table.add_row(*["–" if one.get(column) is None else str(one[column]) for column in COLUMNS])
-    Console(highlight=False, markup=False).print(table)
+    display(table)

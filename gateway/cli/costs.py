@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, TypeVar
 
 import typer
 from msgspec import UNSET
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Connection
 
@@ -19,6 +18,7 @@ from gateway.api.cost_answers import CostsAnswer, Named, answer_of
 from gateway.api.cost_exports import NO_PARQUET, events_question, focus_question, has_parquet, parquet_to
 from gateway.api.cost_questions import GROUPINGS, STATUSES, costs_question
 from gateway.api.costs import encode
+from gateway.cli.printing import display, table_of
 from gateway.cli.stopping import settings_or_stop, stop
 from gateway.core.errors import CallerError
 from gateway.ledger.events import event_of
@@ -88,29 +88,33 @@ def costs(
     if json:
         sys.stdout.buffer.write(encode(answer) + b"\n")
         return
-    console = Console(highlight=False, markup=False)
-    for name in asked.group_by:
-        groups = getattr(answer, f"by_{name}")
-        if groups is not UNSET:
-            console.print(_table(name, groups))
-    console.print(_table("total", [answer.total]))
-    console.print(_said(answer.as_of))
+    statuses = [status for status in STATUSES if status in answer.total.by_status]
+    sums = [(name, getattr(answer, f"by_{name}")) for name in asked.group_by]
+    display(
+        *[_table(name, groups, statuses) for name, groups in sums if groups is not UNSET],
+        _table("total", [answer.total], statuses),
+        _said(answer.as_of),
+    )
 
 
-def _table(name: str, groups: Any) -> Table:
-    table = Table(title=name if name == "total" else f"by {name}", title_justify="left")
-    table.add_column("" if name == "total" else name, overflow="fold")
-    for column in ("requests", "USD", *STATUSES, "errors", "input", "output"):
-        table.add_column(column, justify="right")
+def _table(name: str, groups: Any, statuses: Sequence[str]) -> Table:
+    """Return the sums by one name, with the counts of those statuses that there are."""
+    figures = ("requests", "USD", *statuses, "errors", "input", "output")
+    table = table_of(
+        "" if name == "total" else name,
+        *figures,
+        title=name if name == "total" else f"by {name}",
+        right=figures,
+    )
     for group in groups:
         label = (group.name if group.name is not None else "-") if isinstance(group, Named) else ""
-        table.add_row(_visible(label), *_figures(group))
+        table.add_row(_visible(label), *_figures(group, statuses))
     return table
 
 
-def _figures(group: Named | Total) -> list[str]:
+def _figures(group: Named | Total, statuses: Sequence[str]) -> list[str]:
     found: list[str] = [str(group.requests), "unknown" if group.cost_usd is None else group.cost_usd]
-    for status in STATUSES:
+    for status in statuses:
         total: StatusTotal | None = group.by_status.get(status)
         found.append("" if total is None else str(total.requests))
     found.append(str(group.errors))

@@ -17,10 +17,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 import typer
 from msgspec import UNSET
-from rich.console import Console
-from rich.table import Table
 
 from gateway.assembly import plane_of
+from gateway.cli.printing import display, table_of
 from gateway.cli.stopping import settings_or_stop, stop
 from gateway.control.following import SPREAD_S
 from gateway.control.keys import Keys, Made, Wanted
@@ -30,8 +29,6 @@ from gateway.control.terms import Fields
 from gateway.core.errors import CallerError, SpanbillError
 from gateway.settings import SettingsError
 
-WIDTH: Final = 1_000
-"""Of a table that is piped: a row is a line."""
 NOTHING: Final = "-"
 """What takes a value away."""
 UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
@@ -118,10 +115,10 @@ def list_(
         _print({"object": "list", "data": rows, "has_more": page.more})
         return
     columns = ("id", "state", "name", "user", "team", "project", "models", "endpoints", "expires_at")
-    table = _table(*columns)
+    table = table_of(*columns)
     for row in rows:
         table.add_row(*[_cell(row[column]) for column in columns])
-    _show(table)
+    display(table)
     if page.more:
         print(f"there are more: --after {rows[-1]['id']}", file=sys.stderr)
 
@@ -257,11 +254,11 @@ def _tell(outcome: Record | Made, json: bool, *, changed: bool = True) -> None:
     if json:
         _print(row if secret is None else {**row, "key": secret.reveal()})
         return
-    table = _table("", record.id)
+    table = table_of("", record.id)
     for name, value in row.items():
         if name not in ("object", "id") and value not in (None, [], False):
             table.add_row(name, _cell(value))
-    _show(table, to_errors=secret is not None)
+    display(table, to_errors=secret is not None)
     if secret is not None:
         print("The key itself, which is shown this once:", file=sys.stderr, flush=True)
         print(secret.reveal())
@@ -271,19 +268,6 @@ def _cell(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(value)
     return "" if value is None else "yes" if value is True else str(value)
-
-
-def _table(*columns: str) -> Table:
-    plain = not sys.stdout.isatty()
-    table = Table(box=None if plain else Table().box, pad_edge=not plain)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=plain)
-    return table
-
-
-def _show(table: Table, *, to_errors: bool = False) -> None:
-    width = None if sys.stdout.isatty() else WIDTH
-    Console(width=width, highlight=False, markup=False, stderr=to_errors).print(table)
 
 
 def _print(document: dict[str, Any]) -> None:

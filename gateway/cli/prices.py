@@ -13,10 +13,9 @@ from typing import Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from gateway.assembly import book_of
+from gateway.cli.printing import display, table_of
 from gateway.cli.stopping import settings_or_stop, stop
 from gateway.pricing import importer, litellm
 from gateway.pricing.catalogue import Catalogue, CatalogueError, nothing_shipped, packaged_rates
@@ -24,8 +23,6 @@ from gateway.pricing.own import FILE_BYTES_MAX, FORMAT, exact, parse_catalogue, 
 from gateway.pricing.rates import parse_exchange, parse_instant
 from gateway.pricing.views import MAIN, differences, listed, shown
 
-WIDTH: Final = 1_000
-"""Of a table that is piped: a row is a line."""
 LEFT_OUT_MAX: Final = 40
 """Lines of what an import left out; the total is always told."""
 
@@ -49,12 +46,12 @@ def list_(
     if json:
         _print({"catalog": catalogue.hash, "at_unix_s": when, "models": rows})
         return
-    table = _table("provider", "model", *MAIN, "more", "price id")
+    table = table_of("provider", "model", *MAIN, "more", "price id")
     for row in rows:
         more = len(row.rates.keys() - set(MAIN))
         cells = [row.rates.get(name, "").replace("/1M", "") for name in MAIN]
         table.add_row(row.section, row.model, *cells, str(more or ""), row.price_id)
-    _show(table)
+    display(table)
     print(f"{len(rows)} models have a price; catalogue {catalogue.hash}, {catalogue.source}")
 
 
@@ -68,13 +65,13 @@ def show(model: str, at: At = None, catalog: Which = "current", json: Json = Fal
     for entry in entries if not json else ():
         window = f", context of {entry.context_window} tokens" if entry.context_window else ""
         print(f"{entry.section}/{entry.model}{f' ({entry.name})' if entry.name else ''}{window}")
-        table = _table("price id", "valid", "in force", "dimension", "USD")
+        table = table_of("price id", "valid", "in force", "dimension", "USD")
         for period in entry.periods:
             rates = list(period.rates.items()) or [("tokens", f"times {period.times or '1'}")]
             for place, (dimension, rate) in enumerate(rates):
                 first = (period.price_id, period.valid, "yes" if period.in_force else "")
                 table.add_row(*(first if place == 0 else ("", "", "")), dimension, rate)
-        _show(table)
+        display(table)
     if not entries:
         stop(f"{model}: no price is known; `spanbill prices list` names the models that have one", 1)
 
@@ -121,12 +118,12 @@ def diff(before: str, after: str, at: At = None, json: Json = False) -> None:
     if json:
         _print({"before": old.hash, "after": new.hash, "at_unix_s": when, "differences": rows})
     else:
-        table = _table("", "provider", "model", "dimension", "before", "after")
+        table = table_of("", "provider", "model", "dimension", "before", "after")
         for row in rows:
             table.add_row(
                 row.kind, row.section, row.model, row.dimension, row.before or "–", row.after or "–"
             )
-        _show(table)
+        display(table)
         counts = [
             f"{sum(row.kind == kind for row in rows)} {kind}" for kind in ("added", "removed", "changed")
         ]
@@ -193,19 +190,6 @@ def _at(written: str | None) -> int:
         return parse_instant(written)
     except ValueError as fault:
         stop(f"--at: {fault}", 2)
-
-
-def _table(*columns: str) -> Table:
-    plain = not sys.stdout.isatty()
-    table = Table(box=None if plain else Table().box, pad_edge=not plain)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=plain)
-    return table
-
-
-def _show(table: Table) -> None:
-    width = None if sys.stdout.isatty() else WIDTH
-    Console(width=width, highlight=False, markup=False).print(table)
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from gateway.assembly import book_of
+from gateway.cli.printing import display, table_of
 from gateway.pricing.catalogue import CatalogueError
 from gateway.pricing.rates import parse_instant
 from gateway.pricing.selling import Book
@@ -28,8 +29,6 @@ from gateway.settings import JournalSettings, Settings
 from otel.journal import Bounds, JournalUnavailable, JournalWriter
 from otel.journal.segments import REVISER
 
-WIDTH: Final = 1_000
-"""Of a table that is piped: a row is a line."""
 COLUMNS: Final = ("bills", "revised", "no cost", "old USD", "new USD", "difference")
 
 
@@ -166,19 +165,16 @@ def _row(sums: Sums) -> dict[str, Any]:
 
 
 def _show(outcome: Outcome, *, dry_run: bool) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
     for title, rows in (
         ("model", outcome.by_model),
         ("user", outcome.by_user),
         ("day (UTC)", outcome.by_day),
     ):
-        console.print(_table(title, rows, outcome.total if title == "day (UTC)" else None))
-        console.print()
-    statuses = _plain_table("status", "then", "bills")
+        display(_table(title, rows, outcome.total if title == "day (UTC)" else None), "")
+    statuses = table_of("status", "then", "bills", right=["bills"])
     for (old, new), bills in sorted(outcome.status.items()):
         statuses.add_row(old, new, str(bills))
-    console.print(statuses)
-    console.print()
+    display(statuses, "")
     for reason, bills in sorted(outcome.skipped.items()):
         print(f"not rated: {bills}, {reason}")
     if outcome.removed:
@@ -193,7 +189,7 @@ def _show(outcome: Outcome, *, dry_run: bool) -> None:
 
 
 def _table(title: str, rows: dict[str, Sums], total: Sums | None) -> Table:
-    table = _plain_table(title, *COLUMNS)
+    table = table_of(title, *COLUMNS, right=COLUMNS)
     for key, sums in sorted(rows.items()):
         table.add_row(key, *_cells(sums))
     if total is not None:
@@ -208,12 +204,3 @@ def _cells(sums: Sums) -> tuple[str, ...]:
         without = f"{without} → {sums.without_new}"
     sign = "+" if sums.new_pico_usd > sums.old_pico_usd else ""
     return (str(sums.bills), str(sums.revised), without, old, new, sign + delta)
-
-
-def _plain_table(first: str, *columns: str) -> Table:
-    plain = not sys.stdout.isatty()
-    table = Table(box=None if plain else Table().box, pad_edge=not plain)
-    table.add_column(first, overflow="fold", no_wrap=plain)
-    for column in columns:
-        table.add_column(column, justify="left" if column == "then" else "right", no_wrap=plain)
-    return table
