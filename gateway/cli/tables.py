@@ -34,7 +34,8 @@ A revision has no `billing.record.id`, no `billing.cost.usd`, no amounts by dime
 _METRICS_INTRO: Final = (
     "Folds of the bills, exact: money is summed in integers of 10⁻¹² USD. Besides these there are "
     "unlabelled `llm_gateway_journal_*`, `llm_gateway_export_*`, `llm_gateway_ledger_*`, "
-    "`llm_gateway_keys_*` and `llm_gateway_limits_*` series on the gateway's own health."
+    "`llm_gateway_keys_*`, `llm_gateway_limits_*` and `llm_gateway_budget_*` series on the gateway's "
+    "own health."
 )
 
 
