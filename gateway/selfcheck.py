@@ -23,7 +23,7 @@ from otel.journal.reader import Reader
 from otel.journal.removed import folder_id
 from otel.metrics import Metrics
 
-BYTES_A_CALL: Final = 16 * 1024 * 1024
+BYTES_A_LOOK: Final = 16 * 1024 * 1024
 """How much of the journal one look counts: a tenth of a second, in another thread."""
 LOADED: Final = "llm_gateway_totals_loaded"
 LOOKS: Final = 3
@@ -72,7 +72,7 @@ class SelfCheck:
             return report
 
     def _look(self, counters: Metrics) -> Report:
-        left = self._count.step(BYTES_A_CALL)
+        left = self._count.step(BYTES_A_LOOK)
         journal = self._count.whole()
         parts = {"ledger": self._ledger(journal, left), "metrics": self._counters(journal, counters, left)}
         if self._cursor is not None:
@@ -120,7 +120,7 @@ class SelfCheck:
         assert self._cursor is not None  # the caller has looked
         offsets = passed(self._cursor, self._files) or {}
         pending = JournalCount(self._directory, self._files, Places(offsets))
-        uncounted = pending.step(BYTES_A_CALL)
+        uncounted = pending.step(BYTES_A_LOOK)
         here = pending.here()
         facts = {"pending_bytes": pending.taken + uncounted}
         if uncounted or left:
