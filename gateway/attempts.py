@@ -63,21 +63,31 @@ class Attempts:
         self.made: list[Attempt] = []
         self.lane: Lane = admitted.lanes[0]
 
+    @property
+    def over(self) -> bool:
+        """Whether each call so far has failed, and none of them may be charged for."""
+        failed = len(self._failures) == len(self.made)
+        return failed and not any(attempt.unsettled for attempt in self.made)
+
     async def answer(self) -> Answer:
         """Call until there is an answer; an error status is one, if it comes last.
 
         Raises:
             UpstreamError: the last attempt brought nothing that could be passed on.
         """
-        place = 0
+        place = self._first()
         while True:  # bounded by retries.attempts_max
             self.lane = self._admitted.lanes[place]
             try:
                 upstream = await self._call(place)
                 again = self._after_head(place, upstream)
                 if again is None:
-                    return await self._taken(upstream)
-                upstream.close()
+                    answer = await self._taken(upstream)
+                    again = self._after_body(place, answer)
+                    if again is None:
+                        return answer
+                else:
+                    upstream.close()
             except UpstreamError as fault:
                 again = self._after_fault(place, fault)
                 if again is None:
@@ -89,6 +99,9 @@ class Attempts:
         """Take from the bill how the target did that served."""
         if not self.made:
             return
+        ok = self._showed(exchange)
+        if ok is None:
+            return
         usage = exchange.reply.usage
         counts = {} if usage is None or usage.source == "estimated" else usage.counts
         output = counts.get("output")
@@ -99,7 +112,7 @@ class Attempts:
         self._stages.chooser.measured(
             self.lane.target,
             Sample(
-                ok=exchange.outcome in ("ok", "client_disconnected"),
+                ok=ok,
                 latency_ns=ended_ns - began_ns,
                 first_chunk_ns=None
                 if first_ns is None
@@ -111,7 +124,31 @@ class Attempts:
             self._stages.monotonic_ns(),
         )
 
+    def _showed(self, exchange: Exchange) -> bool | None:
+        """Say whether the last attempt brought an answer; None where it says nothing of its target.
+
+        What the caller got wrong, or did not wait for, and what ended here, is not the provider's doing.
+        """
+        status = self.made[-1].status
+        if exchange.outcome == "ok":
+            return True
+        if exchange.outcome == "client_disconnected":
+            return True if exchange.reply.complete else None
+        if exchange.outcome in ("interrupted", "internal_error"):
+            return None
+        if status is None or status >= 400:
+            return None if status is not None and cause_of_status(status) is None else False
+        if len(self._failures) < len(self.made):  # a stream's; of a whole reply `_after_fault` noted it
+            self._stages.chooser.broke(self.lane.target, self._stages.monotonic_ns())
+        return False
+
     # one call
+
+    def _first(self) -> int:
+        """Return the place to begin with: what was chosen may have had its probe meanwhile."""
+        chooser, targets = self._stages.chooser, [lane.target for lane in self._admitted.lanes]
+        callables = chooser.callable(targets, self._stages.monotonic_ns())
+        return callables.index(True) if True in callables else 0
 
     async def _call(self, place: int) -> UpstreamReply:
         stages, admitted, lane = self._stages, self._admitted, self.lane
@@ -130,7 +167,10 @@ class Attempts:
                 )
         except UpstreamError as fault:
             self._note(span_id, started_unix_ns, None, fault)
-            self._tell(attempted, cause_of_fault(fault) is not None, None)
+            if cause_of_fault(fault) is None:  # the caller left; that says nothing of the provider
+                stages.chooser.given_up(attempted)
+            else:
+                self._tell(attempted, True, None)
             raise
         except BaseException:  # told to stop; the provider may be at work on it
             self._note(span_id, started_unix_ns, None, None)
@@ -199,30 +239,47 @@ class Attempts:
             return None
         return self._next(Failure(place, cause, self._wait_s(upstream)))
 
+    def _after_body(self, place: int, answer: Answer) -> Again | None:
+        """Return what follows a whole 200 that is no document: a proxy's page, or nothing at all."""
+        if answer.status != 200 or answer.body is None or is_event_stream(answer.headers):
+            return None
+        if answer.body[:64].lstrip()[:1] in (b"{", b"[") and answer.body[-64:].rstrip()[-1:] in (b"}", b"]"):
+            return None
+        self._stages.chooser.broke(self.lane.target, self._stages.monotonic_ns())
+        again = self._next(Failure(place, "connection"))
+        if again is not None:
+            self.made[-1] = msgspec.structs.replace(
+                self.made[-1], error_type="upstream_protocol", unsettled=True
+            )
+        return again
+
     def _after_fault(self, place: int, fault: UpstreamError) -> Again | None:
         if len(self._failures) == len(self.made):
             return None  # the body of an error that was to be passed on
         last = self.made[-1]
         if last.status is not None:  # its reply broke off, of which nothing was released
             self.made[-1] = msgspec.structs.replace(last, error_type=fault.code, unsettled=last.status < 400)
+            if last.status < 400 and cause_of_fault(fault) is not None:
+                self._stages.chooser.broke(self.lane.target, self._stages.monotonic_ns())
         return self._next(Failure(place, cause_of_fault(fault)))
 
     def _next(self, failure: Failure) -> Again | None:
         stages = self._stages
         self._failures.append(failure)
+        targets = [lane.target for lane in self._admitted.lanes]
         again = next_attempt(
             self._admitted.policy,
             self._failures,
-            targets=stages.chooser.callable(
-                [lane.target for lane in self._admitted.lanes], stages.monotonic_ns()
-            ),
+            targets=stages.chooser.callable(targets, stages.monotonic_ns()),
             released=False,
             waited_s=self._waited_s,
-            affordable=stages.chooser.affordable(self.lane.target),
+            affordable=stages.chooser.affordable(targets),
             jitter=stages.toss(),
         )
         if again is None or self._caller.left():
             return None
+        if any(earlier.target == again.target for earlier in self._failures):
+            stages.chooser.retried(targets[again.target])
         last = self.made[-1]
         stages.chooser.measured(
             self.lane.target,
@@ -240,7 +297,9 @@ class Attempts:
         if again.pause_s <= 0:
             return
         self._waited_s += again.pause_s
-        await self._stages.pause(again.pause_s)
+        with contextlib.suppress(UpstreamError):
+            async with Patience(self._caller, None, self._stages.monotonic_ns):
+                await self._stages.pause(again.pause_s)
         if self._caller.left():
             raise UpstreamError(
                 self._caller.why,

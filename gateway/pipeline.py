@@ -19,12 +19,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import msgspec
+
 from gateway.attempts import Answer, Attempts, is_event_stream
 from gateway.billing import Target, bill
 from gateway.core.errors import GatewayFault, UpstreamError
 from gateway.core.exchange import Exchange, Progress, Reply, Said
 from gateway.metering.estimate import counted
 from gateway.metering.settle import (
+    INTERRUPTED,
     NEVER_CALLED,
     NOT_KEPT,
     Ending,
@@ -104,6 +107,8 @@ class Serving:
         """
         if not self.settled:
             self._status = self._status or (503 if ending.outcome == "interrupted" else 500)
+            if ending is INTERRUPTED and self._attempts.over:  # in the pause before another attempt
+                ending = msgspec.structs.replace(ending, free=True)
             if blank or self._meter is None:
                 self._settle(ending, Reply())
             else:

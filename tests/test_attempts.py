@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from gateway.billing import Prices, Target
 from gateway.core.charge import Charge, Line
 from gateway.core.errors import UpstreamError
 from gateway.core.exchange import Call, Exchange, Identity, Progress, Reply
+from gateway.metering.settle import INTERRUPTED
 from gateway.pipeline import Serving
 from gateway.protocols import PROTOCOLS
 from gateway.protocols.base import Dialect
@@ -133,7 +135,8 @@ class World:
     async def receive(self) -> dict[str, Any]:
         if self.leaves_after is not None and len(self.called) >= self.leaves_after:
             return {"type": "http.disconnect"}
-        return await Forever()
+        await Forever()
+        return {}
 
     async def out(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -149,6 +152,30 @@ class World:
 
     async def serve(self) -> Exchange:
         """Serve one request; return its one bill."""
+        before = len(self.bills)
+        try:
+            await self.served()
+        finally:
+            assert self.records[-1] == "bill"
+            assert len(self.bills) == before + 1
+            assert all(reply.closed == 1 for reply in self.given)
+        return self.bills[-1]
+
+    async def interrupted(self) -> Exchange:
+        """Serve one request that is told to stop; return its one bill."""
+        serving = self.serving()
+        with pytest.raises(asyncio.CancelledError):
+            await serving.serve()
+        serving.abandon(INTERRUPTED)
+        (bill,) = self.bills
+        return bill
+
+    async def served(self) -> None:
+        """Serve one request."""
+        await self.serving().serve()
+
+    def serving(self) -> Serving:
+        """Return the story of one request."""
         protocol = PROTOCOLS["/v1/chat/completions"]
         body = json.dumps({"model": "m", "messages": [], "stream": self.stream}).encode()
         request = protocol.read_request(body)
@@ -201,14 +228,7 @@ class World:
             traceparent=lambda span_id: span_id.encode(),
             policy=self.policy,
         )
-        before = len(self.bills)
-        try:
-            await Serving(stages, admitted, Caller(self.receive, self.out)).serve()
-        finally:
-            assert self.records[-1] == "bill"
-            assert len(self.bills) == before + 1
-            assert all(reply.closed == 1 for reply in self.given)
-        return self.bills[-1]
+        return Serving(stages, admitted, Caller(self.receive, self.out))
 
 
 class Forever:
@@ -338,7 +358,8 @@ async def test_a_target_that_keeps_failing_is_passed_over() -> None:
 async def test_how_targets_did_is_measured() -> None:
     world = World([error(500)], [ok("b")])
     await world.serve()
-    standings = {target.provider: one[0] for target, one in world.chooser.standings(world.clock).items()}
+    found = world.chooser.standings(world.clock)
+    standings = {name: found[Place(name, f"m-{name}")][0] for name in "ab"}
     assert (standings["a"].requests, standings["a"].failures) == (1, 1)
     assert (standings["b"].requests, standings["b"].failures) == (1, 0)
     assert standings["b"].latency_p50_s is not None

@@ -113,9 +113,13 @@ class Chooser:
             return [True]
         return [self._of(target).cooldown.callable(now_ns) for target in targets]
 
-    def affordable(self, target: Hashable) -> bool:
-        """Say whether a target may be asked again for a request that it failed."""
-        return self._of(target).budget.affordable
+    def affordable(self, targets: Sequence[Hashable]) -> list[bool]:
+        """Say of each target whether it may be asked again for a request that it failed."""
+        return [self._of(target).budget.affordable for target in targets]
+
+    def retried(self, target: Hashable) -> None:
+        """Note that a target will be asked again for a request that it failed, maybe after a pause."""
+        self._of(target).budget.spend()
 
     def began(self, target: Hashable, now_ns: int, *, again: bool) -> Attempted:
         """Note an attempt.
@@ -124,9 +128,7 @@ class Chooser:
             again: it was asked for this request before.
         """
         known = self._of(target)
-        if again:
-            known.budget.spend()
-        else:
+        if not again:
             known.budget.request()
         known.inside += 1
         return Attempted(target, known, known.cooldown.began(now_ns))
@@ -142,6 +144,13 @@ class Chooser:
         state = known.cooldown.ended(ok, now_ns, probe=attempt.probe, jitter=self._toss(), wait_s=wait_s)
         if state is not None:
             self._changed(attempt.target, state, known.cooldown.left_s(now_ns))
+
+    def broke(self, target: Hashable, now_ns: int) -> None:
+        """Note that an answer broke off after its head, which was noted as one."""
+        known = self._of(target)
+        state = known.cooldown.broke(now_ns, jitter=self._toss())
+        if state is not None:
+            self._changed(target, state, known.cooldown.left_s(now_ns))
 
     def given_up(self, attempt: Attempted) -> None:
         """Note an attempt that says nothing of its target."""

@@ -105,6 +105,21 @@ class Cooldown:
             return "cooling"
         return None
 
+    def broke(self, now_ns: int, *, jitter: float) -> State | None:
+        """Note that an answer broke off whose head had been noted as one; return the new state if it changed.
+
+        Args:
+            jitter: from 0 up to 1.
+        """
+        before = self.state(now_ns)
+        if before == "probing":
+            return self._probed(False, now_ns, jitter, None)
+        for place in range(len(self._recent) - 1, -1, -1):  # at most RECENT_MAX
+            if self._recent[place][1]:
+                del self._recent[place]
+                break
+        return self.ended(False, now_ns, probe=False, jitter=jitter)
+
     def given_up(self, *, probe: bool) -> None:
         """Note an attempt that says nothing of the target: the caller went, or the gateway stopped it."""
         if probe:

@@ -94,7 +94,7 @@ def next_attempt(
     targets: Sequence[bool],
     released: bool,
     waited_s: float,
-    affordable: bool,
+    affordable: Sequence[bool],
     jitter: float,
 ) -> Again | None:
     """Return the next attempt after the last of some failures, or None: what came last is the answer.
@@ -104,7 +104,7 @@ def next_attempt(
         targets: for each target of the request, in order, whether it may be called now.
         released: something of an answer is with the caller.
         waited_s: its pauses so far.
-        affordable: the retry budget has one left.
+        affordable: for each target, whether its retry budget has one left.
         jitter: from 0 up to 1.
     """
     last = failures[-1]
@@ -117,7 +117,7 @@ def next_attempt(
         if callable_now and target not in tried:
             return Again(target, 0.0)
     again = _failed_longest_ago(failures, targets)
-    if again is None or not affordable:
+    if again is None or not affordable[again.target]:
         return None
     times = sum(failure.target == again.target for failure in failures)
     pause = min(policy.pause_max_s, policy.pause_s * FACTOR ** (times - 1)) * (0.5 + jitter / 2)
@@ -146,7 +146,8 @@ def _failed_longest_ago(failures: Sequence[Failure], targets: Sequence[bool]) ->
 class RetryBudget:
     """Retries that one provider may still be asked: a share of the requests that it is sent, and a few.
 
-    Not a rate: where nobody asks, nothing is retried.
+    Not a rate: where nobody asks, nothing is retried. Spent when a retry is decided, and not after its pause:
+    a herd that decides at once must not find what is there many times over.
     """
 
     __slots__ = ("_left",)

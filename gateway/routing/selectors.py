@@ -79,7 +79,8 @@ def rank(
         ties = [toss() for _ in candidates]
         places = sorted(range(len(candidates)), key=lambda place: (*_price(candidates[place]), ties[place]))
         return Ranking(tuple(places), selector)
-    merits = [_merit(selector, one, stream=stream) for one in candidates]
+    # The last resort is drawn last, and so hardly measured: it must not keep the others from being compared.
+    merits = [_merit(selector, one, stream=stream) if one.weight > 0 else 0.0 for one in candidates]
     if any(merit is None for merit in merits):
         return Ranking(_drawn([one.weight for one in candidates], toss), "random")
     if toss() < EXPLORE:

@@ -85,3 +85,22 @@ def test_a_probe_that_says_nothing_makes_room_for_another() -> None:
     assert not cooldown.callable(6 * S)
     cooldown.given_up(probe=True)
     assert cooldown.callable(6 * S)
+
+
+def test_answers_that_break_off_count_as_failures_and_not_as_answers() -> None:
+    cooldown = Cooldown(Rules(failures=0.9))
+    states = []
+    for _ in range(5):
+        cooldown.ended(True, S, probe=cooldown.began(S), jitter=0.5)
+        states.append(cooldown.broke(S, jitter=0.5))
+    assert states == [None] * 4 + ["cooling"]
+
+
+def test_a_probe_whose_answer_breaks_off_was_none() -> None:
+    cooldown = Cooldown(RULES)
+    failed(cooldown, 0)
+    assert cooldown.began(6 * S)
+    cooldown.ended(True, 6 * S, probe=True, jitter=0.5)
+    assert cooldown.broke(6 * S, jitter=0.5) == "cooling"
+    assert cooldown.probes == 0
+    assert cooldown.left_s(6 * S) == 10.0

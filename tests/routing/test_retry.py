@@ -23,7 +23,7 @@ POLICY = Policy()
 
 
 def after(*failures: Failure, targets: tuple[bool, ...] = (True,), **given_: object) -> Again | None:
-    facts: dict[str, object] = {"released": False, "waited_s": 0.0, "affordable": True, "jitter": 0.5}
+    facts: dict[str, object] = {"released": False, "waited_s": 0.0, "affordable": (True,) * 4, "jitter": 0.5}
     return next_attempt(POLICY, failures, targets=targets, **{**facts, **given_})  # type: ignore[arg-type]
 
 
@@ -56,8 +56,14 @@ def test_what_a_provider_asks_for_is_respected_or_nothing_is_tried() -> None:
 
 
 def test_without_budget_only_others_are_asked() -> None:
-    assert after(Failure(0, "server_error"), affordable=False) is None
-    assert after(Failure(0, "server_error"), affordable=False, targets=(True, True)) == Again(1, 0.0)
+    assert after(Failure(0, "server_error"), affordable=(False,) * 4) is None
+    assert after(Failure(0, "server_error"), affordable=(False,) * 4, targets=(True, True)) == Again(1, 0.0)
+
+
+def test_the_budget_is_that_of_the_target_that_is_asked_again() -> None:
+    failures = (Failure(0, "server_error"), Failure(1, "server_error"))
+    assert after(*failures, targets=(True, True), affordable=(False, True)) is None
+    assert after(*failures, targets=(True, True), affordable=(True, False)) is not None
 
 
 def test_of_several_that_failed_the_one_that_had_most_time_is_asked_again() -> None:
@@ -78,7 +84,7 @@ def test_what_the_policy_leaves_out_is_final(failure: Failure) -> None:
             targets=(True, True),
             released=False,
             waited_s=0,
-            affordable=True,
+            affordable=(True, True),
             jitter=0,
         )
         is None
@@ -102,7 +108,7 @@ failures_of = st.lists(
     targets=st.lists(st.booleans(), min_size=4, max_size=4),
     released=st.booleans(),
     waited_s=st.floats(0, 20),
-    affordable=st.booleans(),
+    affordable=st.lists(st.booleans(), min_size=4, max_size=4),
     jitter=st.floats(0, 1, exclude_max=True),
 )
 def test_no_story_breaks_a_bound(
@@ -110,7 +116,7 @@ def test_no_story_breaks_a_bound(
     targets: list[bool],
     released: bool,
     waited_s: float,
-    affordable: bool,
+    affordable: list[bool],
     jitter: float,
 ) -> None:
     again = after(
@@ -129,7 +135,7 @@ def test_no_story_breaks_a_bound(
     tried = {failure.target for failure in failures}
     if again.target in tried:
         last = [failure for failure in failures if failure.target == again.target][-1]
-        assert affordable
+        assert affordable[again.target]
         assert again.pause_s >= max(POLICY.pause_s / 2, last.retry_after_s or 0)
         assert waited_s + again.pause_s <= POLICY.waited_max_s
         assert last.cause != "timeout"

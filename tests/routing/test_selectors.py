@@ -144,3 +144,14 @@ def test_a_decision_is_cheap() -> None:
             )
         best = min(best, (time.process_time() - started) / rounds)
     assert best < 20e-6
+
+
+def test_a_last_resort_that_nobody_measured_keeps_no_selector_from_measuring_the_others() -> None:
+    fast, slow = (
+        Standing(requests=50, latency_p50_s=latency, tokens_per_s=10.0, usd_per_million=1.0)
+        for latency in (0.1, 1.0)
+    )
+    candidates = [Candidate(standing=slow), Candidate(standing=fast), Candidate(weight=0)]
+    found = firsts("latency", candidates)
+    assert found[1] > 9_500
+    assert found[2] == 0
