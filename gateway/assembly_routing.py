@@ -18,7 +18,7 @@ from gateway.routes import Alias, AliasTarget, Routes
 from gateway.routing.choosing import Chooser
 from gateway.routing.cooldown import Rules
 from gateway.routing.retry import Policy
-from gateway.routing.targets import NAME_CHARS_MAX, Router
+from gateway.routing.targets import NAME_CHARS_MAX, Router, Target
 from gateway.settings import Settings, SettingsError
 from gateway.stages import Lane
 
@@ -78,10 +78,11 @@ def chooser_of(settings: Settings, toss: Callable[[], float]) -> Chooser:
     rules = settings.routing.cooldown
 
     def changed(target: Hashable, state: str, left_s: float) -> None:
+        named = {"provider": target.provider, "model": target.model} if isinstance(target, Target) else {}
         if state == "cooling":
-            log.warning("a target fails and is left alone", extra={"target": str(target), "for_s": left_s})
+            log.warning("a target fails and is left alone", extra={**named, "for_s": round(left_s, 3)})
         else:
-            log.warning("a target answers again", extra={"target": str(target)})
+            log.warning("a target answers again", extra=named)
 
     return Chooser(
         Rules(

@@ -163,6 +163,13 @@ def _line(exchange: Exchange, status: int, provider: str, cost_pico_usd: int | N
         "bill": exchange.status,
         "latency_ms": round(exchange.latency_ns / 1e6, 3),
     }
+    if call.alias is not None:
+        line["alias"] = call.alias
+    if len(exchange.attempts) > 1:
+        line["tried"] = [
+            {"provider": one.provider, "model": one.model, "error_type": one.error_type}
+            for one in exchange.attempts
+        ]
     if cost_pico_usd is not None:
         line["cost_usd"] = pico_to_usd(cost_pico_usd)
     if reply.usage is not None:
