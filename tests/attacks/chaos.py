@@ -75,6 +75,7 @@ class Chaos:
 
     def __init__(self) -> None:
         self.scripts: dict[str, Sequence[Step]] = {}
+        self.later: dict[str, list[Sequence[Step]]] = {}
         self.calls: list[Call] = []
         self.connections = 0
         self.port = 0
@@ -105,6 +106,11 @@ class Chaos:
         self.scripts[name] = steps
         return name
 
+    def turns(self, name: str, *scripts: Sequence[Step]) -> str:
+        """Set what happens to requests of the model `name`, one after another; the last one stays."""
+        self.scripts[name], *self.later[name] = scripts
+        return name
+
     def called(self, model: str) -> list[Call]:
         return [call for call in self.calls if call.model == model]
 
@@ -125,9 +131,12 @@ class Chaos:
             while True:  # each turn is one request; the peer ends it
                 call = await _request(reader)
                 self.calls.append(call)
+                script = self.scripts[call.model]
+                if self.later.get(call.model):
+                    self.scripts[call.model] = self.later[call.model].pop(0)
                 try:
                     async with asyncio.timeout(SCRIPT_S_MAX):
-                        await _play(self.scripts[call.model], call, reader, writer)
+                        await _play(script, call, reader, writer)
                 finally:
                     call.done.set()
         except (OSError, EOFError, asyncio.CancelledError, TimeoutError):
