@@ -88,7 +88,7 @@ class SimDisk(Files):
         self.overrun: list[str] = []
         """Writers whose mark said more than was durable at that moment."""
         self.cut: set[str] = set()
-        """Writers whose process died with its power: what they had not synced may be gone, in any order."""
+        """Writers that lost power, or were dead when it went: what was not synced may be gone, in any order."""
 
     # the life of a process
 
@@ -118,6 +118,8 @@ class SimDisk(Files):
                 if keep < len(file.data) and rng.random() < 0.2
                 else b""
             )
+            if keep < len(file.data):  # also of a writer that had died before, and was not recovered yet
+                self.cut.add(path.name.rpartition("-")[0])
             file.data = file.data[:keep] + tail.replace(b"\n", b"x")
             file.synced, file.lost_from, file.named = len(file.data), None, True
 
