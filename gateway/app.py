@@ -41,6 +41,7 @@ from gateway.api.own_key import own_key_router
 from gateway.api.own_limits import own_limits_router
 from gateway.api.providers import providers_router
 from gateway.api.selfcheck import selfcheck_router
+from gateway.api.target_metrics import TargetCollector
 from gateway.assembly import (
     SIMULATED,
     CountOnDemand,
@@ -190,6 +191,7 @@ def create_app(
     counters = shared or WithTotals(metrics, writer.name, behind.totals)
     registry.register(counters)
     registry.register(budgeting.collector)
+    registry.register(TargetCollector(lambda: chooser.standings(time.monotonic_ns())))
     observer = Observer(
         metrics,
         traces,

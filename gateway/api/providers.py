@@ -13,8 +13,6 @@ from gateway.routing.rolling import Standing
 from gateway.routing.targets import Target
 
 Standings = Mapping[Hashable, tuple[Standing, State, float, int]]
-TARGETS_SHOWN_MAX = 500
-"""Targets in one answer, those with most requests first: callers choose names of models."""
 
 
 def providers_router(
@@ -36,7 +34,7 @@ def providers_router(
     async def list_providers(request: Request) -> dict[str, object]:
         access.who(request)
         targets: dict[str, list[dict[str, object]]] = {}
-        for target, found in _busiest(standings()):
+        for target, found in busiest(standings()):
             targets.setdefault(target.provider, []).append(_target(target, *found))
         return {
             "object": "list",
@@ -56,10 +54,11 @@ def providers_router(
     return router
 
 
-def _busiest(standings: Standings) -> list[tuple[Target, tuple[Standing, State, float, int]]]:
+def busiest(standings: Standings) -> list[tuple[Target, tuple[Standing, State, float, int]]]:
+    """Return targets with what is known of them, those with most requests first."""
     found = [(target, one) for target, one in standings.items() if isinstance(target, Target)]
     found.sort(key=lambda pair: (-pair[1][0].requests, pair[0].provider, pair[0].model))
-    return found[:TARGETS_SHOWN_MAX]
+    return found
 
 
 def _target(

@@ -9,6 +9,7 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 
+from gateway.api.target_metrics import TargetCollector
 from gateway.recording.revision import KEPT, RERATED
 from gateway.settings import ENV_PREFIX, Settings
 from otel.metrics import Metrics
@@ -35,7 +36,8 @@ _METRICS_INTRO: Final = (
     "Folds of the bills, exact: money is summed in integers of 10⁻¹² USD. Besides these there are "
     "unlabelled `llm_gateway_journal_*`, `llm_gateway_export_*`, `llm_gateway_ledger_*`, "
     "`llm_gateway_keys_*`, `llm_gateway_limits_*` and `llm_gateway_budget_*` series on the gateway's "
-    "own health."
+    "own health. `llm_gateway_target_*` are of the last minutes (`routing.window_s`), of at most 200 "
+    "targets, and of several workers as the one that answers saw it."
 )
 
 
@@ -123,7 +125,7 @@ def _shown(value: object) -> str:
 def metrics_page() -> str:
     """Return the table of the gateway's own metrics."""
     rows = []
-    for family in Metrics().collect():
+    for family in (*Metrics().collect(), *TargetCollector(dict).collect()):
         labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ()))
         suffix = "_total" if family.type == "counter" else ""
         rows.append(f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |")

@@ -126,6 +126,11 @@ class Rolling:
             into.cost_pico_usd += sample.cost_pico_usd
             into.priced_tokens += sample.tokens
 
+    def requests(self, now_ns: int) -> int:
+        """Return how many attempts are in the window that ends now; cheap, where there are many windows."""
+        newest = now_ns // self._slice_ns
+        return sum(part.requests for part in self._slices if newest - SLICES < part.number <= newest)
+
     def standing(self, now_ns: int) -> Standing:
         """Return how the target did over the window that ends now."""
         newest = now_ns // self._slice_ns
@@ -155,7 +160,7 @@ def _quantiles(histograms: Sequence[dict[int, int]], shares: Iterable[float]) ->
     """Return quantiles in seconds, each as the middle of its bucket; None of nothing."""
     merged: dict[int, int] = {}
     for histogram in histograms:
-        for bucket, count in histogram.items():
+        for bucket, count in list(histogram.items()):  # pages are read by a thread
             merged[bucket] = merged.get(bucket, 0) + count
     total = sum(merged.values())
     found: list[float | None] = []

@@ -43,7 +43,14 @@ pytestmark = [
 def world(tmp_path: Path) -> Iterator[tuple[Stack, Gateway]]:
     port = free_port()
     with Stack(tmp_path / "stack", free_ports(), gateway=f"127.0.0.1:{port}") as stack:
-        gateway = Gateway(tmp_path / "gateway", port=port, OTEL_EXPORTER_OTLP_ENDPOINT=stack.url("otlp_http"))
+        gateway = Gateway(
+            tmp_path / "gateway",
+            port=port,
+            OTEL_EXPORTER_OTLP_ENDPOINT=stack.url("otlp_http"),
+            SPANBILL_ROUTING__ALIASES=json.dumps(
+                {"smart": {"targets": [{"model": "sim-err-503"}, {"model": "sim-small"}], "attempts_max": 2}}
+            ),
+        )
         with gateway:
             yield stack, gateway
 
@@ -237,3 +244,48 @@ def test_nothing_is_missing_after_the_collector_was_killed_and_away(world: tuple
     assert sums_by_user(list(once.values())) == expected
     assert_jaeger_agrees(stack, expected)
     assert_own_metrics_agree(stack, expected)
+
+
+def test_a_request_that_failed_over_tells_its_story_in_one_trace_and_one_line(
+    world: tuple[Stack, Gateway],
+) -> None:
+    stack, gateway = world
+    answer = httpx.post(
+        f"{gateway.url}/v1/chat/completions",
+        json={"model": "smart", "messages": [{"role": "user", "content": "Hello"}]},
+        headers={"authorization": f"Bearer {KEYS['alice']}"},
+        timeout=60,
+    )
+    assert answer.status_code == 200
+    assert answer.headers["x-spanbill-attempts"] == "2; simulated,simulated"
+    found: list[dict[str, Any]] = []
+
+    def told() -> bool:
+        url = f"{stack.url('jaeger_ui')}/api/traces/{answer.headers['x-trace-id']}"
+        traces = httpx.get(url, timeout=60).json()["data"] or [{"spans": []}]
+        found[:] = traces[0]["spans"]
+        return len(found) == 4
+
+    assert wait_until(told, SETTLE_S, 0.5), [span["operationName"] for span in found]
+    tags = {span["spanID"]: {tag["key"]: tag["value"] for tag in span["tags"]} for span in found}
+    parents = {span["spanID"]: [ref["spanID"] for ref in span["references"]] for span in found}
+    (server,) = [span_id for span_id, tag in tags.items() if tag["span.kind"] == "server"]
+    (bill,) = [span_id for span_id, tag in tags.items() if "billing.record.id" in tag]
+    tried = sorted(
+        (span_id for span_id, tag in tags.items() if "billing.attempt.number" in tag),
+        key=lambda span_id: int(tags[span_id]["billing.attempt.number"]),
+    )
+    assert parents[bill] == [server]
+    assert [parents[span_id] for span_id in tried] == [[bill], [bill]]
+    assert [tags[span_id].get("error.type") for span_id in tried] == ["503", None]
+    assert [tags[span_id]["http.response.status_code"] for span_id in tried] == [503, 200]
+    assert (tags[bill]["billing.alias"], tags[bill]["billing.attempts"]) == ("smart", 2)
+    assert (tags[bill]["billing.route.selector"], tags[bill]["billing.route.targets"]) == ("in_order", 2)
+    assert tags[bill]["billing.outcome"] == "ok"
+    lines = [json.loads(line) for line in gateway.log().splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line.get("request_id") == answer.headers["x-request-id"]]
+    assert (line["alias"], line["trace_id"]) == ("smart", answer.headers["x-trace-id"])
+    assert [(one["model"], one["error_type"]) for one in line["tried"]] == [
+        ("sim-err-503", "503"),
+        ("sim-small", None),
+    ]
