@@ -88,7 +88,7 @@ class SimDisk(Files):
         self.overrun: list[str] = []
         """Writers whose mark said more than was durable at that moment."""
         self.cut: set[str] = set()
-        """Writers that lost power, or were dead when it went: what was not synced may be gone, in any order."""
+        """Writers that lost power, alive or dead: what they had not synced may be gone, in any order."""
 
     # the life of a process
 
