@@ -33,8 +33,8 @@ from tests.gateway_process import KEYS, bills_in_journal, free_port
 PHASE = 2_500
 CONCURRENT = 48
 SOON_S = 90.0
-MODELS = (
-    "sim-small", "sim-large", "sim-cache", "sim-reasoning", "sim-nousage", "sim-err-500", "sim-err-429",
+MODELS = (  # of which a slow one is always under way, when a worker is killed
+    "sim-small", "sim-slow", "sim-cache", "sim-reasoning", "sim-nousage", "sim-err-500", "sim-err-429",
     "sim-cut", "sim-midstream-error", "sim-flaky", "plain-1",
 )  # fmt: skip
 
