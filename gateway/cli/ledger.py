@@ -31,7 +31,7 @@ from otel.journal.segments import segments_in
 from otel.journal.turn import Lock
 
 LARGE_BYTES: Final = 256 * 1024 * 1024
-"""A larger journal is worth the start of other processes, half a second each."""
+"""A larger journal is worth other processes."""
 PROCESSES_MAX: Final = 4
 LEAD: Final = "cursors/ledger.lock"
 FAULTS: Final = (LedgerUnavailable, LedgerBroken, LedgerNewer, WouldLose, UnreadableManifest, ValueError)
@@ -156,9 +156,13 @@ def _opened(store: Store, *, again: bool = False) -> Iterator[None]:
 def _bar(size: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # Drawn as it moves and not by a thread: beside one no process can be copied.
+    shown = Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, auto_refresh=False
+    )
+    with shown as bar:
         task = bar.add_task("", total=size)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done: bar.update(task, completed=done, refresh=True)
 
 
 def _machine(store: Store, summary: Summary) -> Mapping[str, Any]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import sqlite3
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Final
 
@@ -91,11 +94,35 @@ def projected(
         batches = reader.batches(LINES_MAX, BYTES_MAX)
         yield iter([Piece(_here(batches, projector), lambda: iter(()))])
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, gc.disable) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context(_start()), _begin) as pool:
         yield _there(
             directory, reader, position, projector, gateway_id, pool, processes * (AHEAD + 1), shards
         )
+
+
+def _start() -> str:
+    """Return how other processes are begun: by a copy of this one, which has all code in it already.
+
+    A copy has only one thread, so there must be no other one that could hold a lock. It touches none of the
+    connections that it inherits, and leaves without closing them.
+    """
+    return "fork" if threading.active_count() == 1 else "spawn"
+
+
+def _begin() -> None:
+    """Prepare another process: its rows are in no cycle, and it must not outlive the one that began it.
+
+    A copy has the locks of that one, and would hold them for ever.
+    """
+    gc.disable()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is not the first one
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _here(batches: Iterator[Batch], projector: Projector) -> Read:
