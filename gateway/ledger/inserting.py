@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.util import await_only
 
 from gateway.ledger.projection import Row
-from gateway.ledger.upserting import upsert_for
+from gateway.ledger.upserting import nothing, upsert
 
 
 def insert_rows(connection: Connection, table: Table, rows: list[Row]) -> None:
@@ -25,6 +25,4 @@ def insert_rows(connection: Connection, table: Table, rows: list[Row]) -> None:
 
 def insert_missing(connection: Connection, table: Table, rows: list[Row]) -> None:
     """Insert rows, in this order, except where their keys are there already."""
-    names = [column.name for column in table.columns]
-    values = [dict(zip(names, row, strict=True)) for row in rows]
-    connection.execute(upsert_for(connection, table, {}), values)
+    upsert(connection, table, nothing, rows)

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from gateway.ledger import schema
 from gateway.ledger.projection import Row
 from gateway.ledger.schema import DAY_NS, HOUR_NS, PICO_PER_MILLI, SUMS, TOKENS, split
-from gateway.ledger.upserting import insert_into
+from gateway.ledger.upserting import Upsert, upsert
 
 _COLUMN: Final = {name: at for at, name in enumerate(schema.bills.c.keys())}
 _ENDED: Final = _COLUMN["ended_unix_ns"]
@@ -63,7 +63,7 @@ def fold(connection: Connection, bills: Iterable[Row]) -> None:
         _add(by_account, (*key[:3], key[4]), sums)
         _add(by_route, (*key[:2], *key[3:]), sums)
     for table, groups in zip(schema.ROLLUPS, (by_hour, by_day, by_account, by_route, total), strict=True):
-        _upsert(connection, table, groups)
+        upsert(connection, table, _more, [(*key, *groups[key]) for key in sorted(groups)])
 
 
 def sum_again(connection: Connection, bills: Iterable[Row]) -> None:
@@ -194,17 +194,12 @@ def _add(groups: Groups, key: tuple[Any, ...], more: Sums) -> None:
             sums[at] = amount if before is None else before + amount
 
 
-def _upsert(connection: Connection, table: Table, groups: Groups) -> None:
-    statement = insert_into(connection, table)
+def _more(table: Table, new: Upsert) -> dict[str, Any]:
     added: dict[str, Any] = {}
     for name in SUMS:
-        old, new = table.c[name], statement.excluded[name]
-        added[name] = func.coalesce(old + new, old, new) if name in _MAYBE else old + new
-    statement = statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=added)
-    names = [*_keys(table), *SUMS]
-    connection.execute(
-        statement, [dict(zip(names, (*key, *groups[key]), strict=True)) for key in sorted(groups)]
-    )
+        old, more = table.c[name], new.excluded[name]
+        added[name] = func.coalesce(old + more, old, more) if name in _MAYBE else old + more
+    return added
 
 
 def _fill(

@@ -10,14 +10,14 @@ whole, not added to: only who moves the cursor writes them, and knows what stand
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Final
+from collections.abc import Collection
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, Table, delete, select
 
 from gateway.ledger import schema
-from gateway.ledger.upserting import insert_into
+from gateway.ledger.upserting import Upsert, upsert
 from otel.metrics import Metrics
 from otel.observation import Tally, TallyLabels
 from otel.totals import Totals
@@ -116,24 +116,13 @@ def _remember(
 
 
 def _put(connection: Connection, gateway_id: int, writer: str, tallies: dict[TallyLabels, Tally]) -> None:
-    table = schema.tallies
-    statement = insert_into(connection, table)
-    statement = statement.on_conflict_do_update(
-        index_elements=list(table.primary_key.columns), set_={"tally": statement.excluded.tally}
-    )
-    rows: Iterable[tuple[str, TallyLabels]] = sorted((_text(labels), labels) for labels in tallies)
-    connection.execute(
-        statement,
-        [
-            {
-                "gateway_id": gateway_id,
-                "writer": writer,
-                "labels": text,
-                "tally": _encode(tallies[labels]).decode(),
-            }
-            for text, labels in rows
-        ],
-    )
+    texts = sorted((_text(labels), labels) for labels in tallies)
+    rows = [(gateway_id, writer, text, _encode(tallies[labels]).decode()) for text, labels in texts]
+    upsert(connection, schema.tallies, _whole, rows)
+
+
+def _whole(_table: Table, new: Upsert) -> dict[str, Any]:
+    return {"tally": new.excluded.tally}
 
 
 def _text(labels: TallyLabels) -> str:
