@@ -24,7 +24,13 @@ from gateway.ledger.projection import Rows
 NAME: Final = "shard"
 """What a shard is called in the connection that takes it over."""
 _TABLES: Final = (schema.bills.name, schema.lines.name)
-_PRAGMAS: Final = ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-16384")
+_PRAGMAS: Final = (
+    "page_size=65536",
+    "journal_mode=OFF",
+    "synchronous=OFF",
+    "locking_mode=EXCLUSIVE",
+    "cache_size=-16384",
+)
 
 
 class Spoiled(Exception):
