@@ -27,6 +27,8 @@ INT64_MAX: Final = 2**63 - 1
 PLACES: Final = 12
 """Digits of an amount in USD behind the point: whole pico-USD."""
 DIGITS_MAX: Final = 40
+WHOLE_MAX: Final = 6
+"""Digits before the point that surely fit."""
 UNITS_MAX: Final = 10**12
 """Units of one dimension in one bill: nine million such bills still add up within 64 bits."""
 SMALL_MAX: Final = 2**31 - 1
@@ -57,6 +59,7 @@ class _ChargeLine(msgspec.Struct, frozen=True):
 
 
 _decode_line: Final = msgspec.json.Decoder(_ChargeLine).decode
+_NUMBERS: Final = (int, float)
 _TEN_TO: Final[list[int]] = [10**power for power in range(PLACES + 1)]
 _CACHE_WRITE_OLDER: Final = "gen_ai.usage.cache_creation.input_tokens"
 _OWN_ATTRIBUTES: Final = tuple(DIMENSIONS[name].attribute for name in TOKENS)
@@ -326,6 +329,15 @@ def _pico(usd: object) -> int:
     """
     if type(usd) is not str or not usd.isascii():
         raise Refused(f"{usd!r:.60} is no exact amount of USD")
+    whole, point, fraction = usd.partition(".")
+    if (
+        point
+        and len(whole) <= WHOLE_MAX
+        and len(fraction) <= PLACES
+        and whole.isdigit()
+        and fraction.isdigit()
+    ):
+        return int(whole + fraction) * _TEN_TO[PLACES - len(fraction)]  # as nearly all are
     below_zero = usd.startswith("-")
     whole, point, fraction = (usd[1:] if below_zero else usd).partition(".")
     digits = whole + fraction
@@ -347,7 +359,7 @@ def _bounded(value: object, most: int, what: str) -> int:
 
 def _micros(value: object, per: int) -> int | None:
     """Return a duration in whole microseconds; it is a time and no money, so a float may be rounded."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, _NUMBERS):
         return None
     return min(max(0, round(value * per)), INT64_MAX)
 
