@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.usage import Usage
@@ -129,6 +129,9 @@ def test_amounts_in_two_parts_are_the_amount() -> None:
 @given(
     st.from_regex(r"-?[0-9]{0,25}\.?[0-9]{0,14}", fullmatch=True) | st.text("0123456789.-eE+ ²٣", max_size=8)
 )
+@example("0.0000000000001")
+@example("999999.999999999999")
+@example("9223372.036854775808")
 def test_an_amount_is_read_exactly_or_refused(usd: str) -> None:
     exact = re.fullmatch(r"-?[0-9]+(\.[0-9]{1,12})?", usd, re.ASCII)
     expected = int(Fraction(usd) * 10**12) if exact is not None else None
