@@ -146,6 +146,8 @@ class Attempts:
 
     def _first(self) -> int:
         """Return the place to begin with: what was chosen may have had its probe meanwhile."""
+        if len(self._admitted.lanes) == 1:
+            return 0
         chooser, targets = self._stages.chooser, [lane.target for lane in self._admitted.lanes]
         callables = chooser.callable(targets, self._stages.monotonic_ns())
         return callables.index(True) if True in callables else 0
