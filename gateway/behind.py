@@ -21,7 +21,6 @@ from gateway.core.errors import CannotStartError
 from gateway.daybook.daylog import DayLog
 from gateway.daybook.keeper import Keeper
 from gateway.daybook.keeping import naming_of
-from gateway.daybook.settings import DebugSettings, LogFileSettings
 from gateway.ledger.asking import Asker
 from gateway.ledger.expiry import Expiry
 from gateway.ledger.follower import Follower
@@ -30,6 +29,7 @@ from gateway.ledger.store import LedgerNewer, Store
 from gateway.recorder import starting
 from gateway.selfcheck import LOADED, SelfCheck
 from gateway.settings import Settings, SettingsError
+from gateway.settings.logs import DebugSettings, LogFileSettings
 from otel.journal.archive import Archive
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files

@@ -1,7 +1,7 @@
 """Settings: environment and YAML become one frozen object, read once, and every mistake is named at once."""
 
-from gateway.daybook.settings import LoggingSettings
 from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
+from gateway.settings.logs import LoggingSettings
 from gateway.settings.model import (
     ENV_PREFIX,
     AdjustmentSettings,

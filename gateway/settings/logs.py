@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, Field
+
+from gateway.settings.section import Section
 
 MEBIBYTE: Final = 1024 * 1024
 _DAYS: Final = AliasChoices("retention_days", "retentionDays")
 
 
-class LogFileSettings(BaseModel):
+class LogFileSettings(Section):
     """One log by days."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path | None = Field(
         None,
@@ -35,10 +35,8 @@ class LogFileSettings(BaseModel):
     )
 
 
-class DebugSettings(BaseModel):
+class DebugSettings(Section):
     """Capture of requests and replies, with their content: off without a path, and for nobody by default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path | None = Field(
         None, description="Folder of the captures, one file a request; without it nothing is captured."
@@ -80,10 +78,8 @@ class DebugSettings(BaseModel):
     )
 
 
-class LoggingSettings(BaseModel):
+class LoggingSettings(Section):
     """What is written to standard output, and to files by days."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level to log."

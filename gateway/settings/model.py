@@ -18,10 +18,10 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariable
 
-from gateway.daybook.settings import LoggingSettings
 from gateway.settings.budgets import BudgetsSettings
 from gateway.settings.keys import AdminSettings, ControlSettings, KeySettings
 from gateway.settings.limits import LimitsSettings
+from gateway.settings.logs import LoggingSettings
 from gateway.settings.routing import RoutingSettings
 from gateway.settings.section import Section
 

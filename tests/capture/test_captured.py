@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from gateway.billing import Prices, interrupted
 from gateway.capture.capture import Captures
 from gateway.core.exchange import Call, Identity
-from gateway.daybook.settings import DebugSettings, LoggingSettings
 from gateway.recording.span import billing_span
 from gateway.settings import AdminSettings
+from gateway.settings.logs import DebugSettings, LoggingSettings
 from tests.attacks.chaos import Chaos, Reset
 from tests.attacks.inprocess import KEY, PROVIDER_KEY, Answer, Attacked, attacked
 from tests.attacks.wires import STREAM_HEAD, WIRES, chunk, sized, streamed

@@ -19,7 +19,7 @@ from gateway.daybook import daylog, packing
 from gateway.daybook.daylog import DAY_NS, PACK_AFTER_NS, DayLog
 from gateway.daybook.keeper import Keeper
 from gateway.daybook.keeping import Found, Policy, naming_of, plan
-from gateway.daybook.settings import LogFileSettings
+from gateway.settings.logs import LogFileSettings
 from otel.journal.segments import day_of
 from otel.journal.turn import Lock
 from tests.gateway_process import ROOT

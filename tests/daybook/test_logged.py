@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.daybook.settings import LogFileSettings, LoggingSettings
+from gateway.settings.logs import LogFileSettings, LoggingSettings
 from tests.attacks.chaos import Chaos, Reset
 from tests.attacks.inprocess import KEY, PROVIDER_KEY, attacked
 from tests.attacks.wires import WIRES, sized
