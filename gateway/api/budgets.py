@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from gateway.api.access import Access
+from gateway.api.documents import body_of
 from gateway.api.inference import read_body
 from gateway.budgets.definitions import Budget
 from gateway.budgets.desk import Desk, invalid
@@ -43,7 +44,7 @@ def _add_many(router: APIRouter, access: Access, desk: Desk) -> None:
         status_code=201,
         summary="Make a budget",
         responses=_refusals(409, 413, 415),
-        openapi_extra=_body_of(Fields),
+        openapi_extra=body_of(Fields),
     )
     async def create(request: Request) -> JSONResponse:
         access.admin_only(request)
@@ -87,7 +88,7 @@ def _add_one(router: APIRouter, access: Access, desk: Desk) -> None:
         "/{budget_id}",
         summary="Change a budget; what is left out stays",
         responses=_refusals(404, 409, 413, 415),
-        openapi_extra=_body_of(Changes),
+        openapi_extra=body_of(Changes),
     )
     async def change(budget_id: str, request: Request) -> JSONResponse:
         access.admin_only(request)
@@ -131,13 +132,3 @@ def _refusals(*more: int) -> dict[int | str, dict[str, Any]]:
         503: "The control database does not answer",
     }
     return {code: {"description": what[code]} for code in (400, 401, 403, 503, *more)}
-
-
-def _body_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    _, components = msgspec.json.schema_components([kind], ref_template="#/{name}")
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": components[kind.__name__]}},
-        }
-    }

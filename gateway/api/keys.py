@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from gateway.api.access import Access
+from gateway.api.documents import body_of
 from gateway.api.inference import read_body
 from gateway.control.following import SPREAD_S
 from gateway.control.keys import PAGE_MAX, Keys, Made, Wanted
@@ -68,7 +69,7 @@ def _add_many(router: APIRouter, access: Access, keys: Keys) -> None:
             200: {"description": "It was made before, with this Idempotency-Key; its secret was told then"},
         },
         openapi_extra={
-            **_body_of(Fields),
+            **body_of(Fields),
             "parameters": [
                 {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}}
             ],
@@ -103,7 +104,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
         "/{key_id}",
         summary="Change what a key is for; what is left out stays",
         responses=_refusals(404, 409, 413, 415),
-        openapi_extra=_of_one(_body_of(Fields)),
+        openapi_extra=_of_one(body_of(Fields)),
     )
     async def change(request: Request) -> JSONResponse:
         maker = _maker(access, request)
@@ -113,7 +114,7 @@ def _add_one(router: APIRouter, access: Access, keys: Keys) -> None:
         "/{key_id}/rotate",
         summary="Give a key another secret; the answer is the only one with it",
         responses=_refusals(404, 409, 413, 415),
-        openapi_extra=_of_one(_body_of(Rotation, required=False)),
+        openapi_extra=_of_one(body_of(Rotation, required=False)),
     )
     async def rotate(request: Request) -> JSONResponse:
         maker = _maker(access, request)
@@ -235,11 +236,6 @@ def _answer(document: dict[str, Any], status: int = 200) -> JSONResponse:
 
 
 # the OpenAPI document
-
-
-def _body_of(kind: type, *, required: bool = True) -> dict[str, Any]:
-    schema = msgspec.json.schema(kind)["$defs"][kind.__name__]
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def _of_one(more: dict[str, Any] | None = None) -> dict[str, Any]:
