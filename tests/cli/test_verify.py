@@ -293,6 +293,20 @@ def test_a_log_line_that_cannot_be_read_is_named_and_a_torn_last_one_is_not_a_br
     assert (code, report["counts"]) == (0, {"log_torn": 1})
 
 
+def test_a_collector_killed_within_a_write_leaves_a_line_in_a_line_and_both_are_told_apart(
+    folder: Path, tmp_path: Path
+) -> None:
+    torn = collector_log(folder, tmp_path / "a.jsonl", lambda lines: [lines[0][:500], *lines])
+    code, report = machine(folder, "--collector-log", torn)
+    assert (code, report["counts"]) == (0, {"log_torn": 1})
+    assert [(row["offset"], row["length"]) for row in report["findings"]] == [(0, 500)]
+    lost = collector_log(folder, tmp_path / "b.jsonl", lambda lines: [lines[0][:500], *lines[1:]])
+    code, report = machine(folder, "--collector-log", lost)
+    assert (code, report["counts"]) == (1, {"log_torn": 1, "collector_missing": 1})
+    both = collector_log(folder, tmp_path / "c.jsonl", lambda lines: [lines[0][:500], lines[1][:-5] + "\n"])
+    assert machine(folder, "--collector-log", both)[1]["counts"]["log_unreadable"] == 1
+
+
 # the provider's log
 
 

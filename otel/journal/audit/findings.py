@@ -94,7 +94,7 @@ KINDS: Final[dict[str, Kind]] = {
     "lost_unpromised": Kind("note", "nothing to do: a power loss took it before anything was promised"),
     "revision_kept": Kind("note", "nothing to do: retention removed the bill's segment"),
     "intent_removed": Kind("note", "nothing to do: retention removed the intent's segment"),
-    "log_torn": Kind("note", "nothing to do: the log's last line is still being written"),
+    "log_torn": Kind("note", "nothing to do: the log's writer was cut off there, or is still writing"),
     "collector_again": Kind("note", "nothing to do: delivered more than once, equal; OTLP allows it"),
     "collector_older": Kind("note", "nothing to do: as many as retention has removed here"),
 }

@@ -25,6 +25,8 @@ OUTPUT_MAX: Final = "billing.usage.estimate.output_tokens_max"
 ENDED: Final = frozenset({"ok", "client_disconnected"})
 """Outcomes of an answer whose client saw its end; the second if it left at that very moment."""
 DIGEST_BITS: Final = 64
+TRACES: Final = b'{"resourceSpans":'
+"""How each line of a Collector's file exporter begins; within a JSON string the quotes would be escaped."""
 
 _Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 T = TypeVar("T")
@@ -67,7 +69,7 @@ class CollectorLog:
         self._name = name
         self._findings = findings
         self._held: dict[bytes, int] = {}
-        _read(name, lines, findings, msgspec.json.Decoder(_Traces), self._take)
+        _read(name, lines, findings, msgspec.json.Decoder(_Traces), self._take, opening=TRACES)
 
     def bill(self, record_id: str, bill: Bill | Revision, place: Place) -> None:
         """Look a bill or a revision of the journal up."""
@@ -218,7 +220,15 @@ def _read(
     findings: Findings,
     decoder: msgspec.json.Decoder[T],
     take: Callable[[int, T], None],
+    *,
+    opening: bytes | None = None,
 ) -> None:
+    """Hand every line to `take`.
+
+    Args:
+        opening: how each line begins. A program that was killed within a write goes on, when it runs again,
+            within the line that it left: what begins there is read as the line that it is.
+    """
     offset = 0
     for line in lines:
         at, offset = offset, offset + len(line)
@@ -227,10 +237,29 @@ def _read(
         try:
             value = decoder.decode(line)
         except ValueError as fault:
-            kind = "log_unreadable" if line.endswith(b"\n") else "log_torn"
-            findings.add(Finding(kind=kind, what=str(fault), segment=name, offset=at, length=len(line)))
+            kept = 0 if opening is None else max(line.rfind(opening), 0)
+            whole = _decoded(decoder, line[kept:]) if kept else None
+            torn = whole is not None or not line.endswith(b"\n")
+            findings.add(
+                Finding(
+                    kind="log_torn" if torn else "log_unreadable",
+                    what=str(fault),
+                    segment=name,
+                    offset=at,
+                    length=len(line) if whole is None else kept,
+                )
+            )
+            if whole is not None:
+                take(at + kept, whole)
             continue
         take(at, value)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], line: bytes) -> T | None:
+    try:
+        return decoder.decode(line)
+    except ValueError:
+        return None
 
 
 def _span_key(trace_id: str, span_id: str) -> bytes:
