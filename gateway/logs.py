@@ -154,4 +154,5 @@ def configure(level: str, writer: Lines) -> None:
         logger.handlers[:] = []
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "alembic"):  # one line a call, and six at every start
+        logging.getLogger(name).setLevel(logging.WARNING)
