@@ -303,7 +303,9 @@ def test_a_collector_killed_within_a_write_leaves_a_line_in_a_line_and_both_are_
     lost = collector_log(folder, tmp_path / "b.jsonl", lambda lines: [lines[0][:500], *lines[1:]])
     code, report = machine(folder, "--collector-log", lost)
     assert (code, report["counts"]) == (1, {"log_torn": 1, "collector_missing": 1})
-    both = collector_log(folder, tmp_path / "c.jsonl", lambda lines: [lines[0][:500], lines[1][:-5] + "\n"])
+    joined = collector_log(folder, tmp_path / "c.jsonl", lambda lines: [lines[0][:-1], *lines[1:]])
+    assert machine(folder, "--collector-log", joined)[0] == 0
+    both = collector_log(folder, tmp_path / "d.jsonl", lambda lines: [lines[0][:500], lines[1][:-5] + "\n"])
     assert machine(folder, "--collector-log", both)[1]["counts"]["log_unreadable"] == 1
 
 

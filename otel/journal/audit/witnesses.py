@@ -227,39 +227,29 @@ def _read(
 
     Args:
         opening: how each line begins. A program that was killed within a write goes on, when it runs again,
-            within the line that it left: what begins there is read as the line that it is.
+            within the line that it left.
     """
     offset = 0
     for line in lines:
-        at, offset = offset, offset + len(line)
-        if not line.strip():
-            continue
-        try:
-            value = decoder.decode(line)
-        except ValueError as fault:
-            kept = 0 if opening is None else max(line.rfind(opening), 0)
-            whole = _decoded(decoder, line[kept:]) if kept else None
-            torn = whole is not None or not line.endswith(b"\n")
-            findings.add(
-                Finding(
-                    kind="log_torn" if torn else "log_unreadable",
-                    what=str(fault),
-                    segment=name,
-                    offset=at,
-                    length=len(line) if whole is None else kept,
-                )
-            )
-            if whole is not None:
-                take(at + kept, whole)
-            continue
-        take(at, value)
+        for part in _parts(line, opening):
+            at, offset = offset, offset + len(part)
+            if not part.strip():
+                continue
+            try:
+                value = decoder.decode(part)
+            except ValueError as fault:
+                kind = "log_unreadable" if part.endswith(b"\n") else "log_torn"
+                findings.add(Finding(kind=kind, what=str(fault), segment=name, offset=at, length=len(part)))
+                continue
+            take(at, value)
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], line: bytes) -> T | None:
-    try:
-        return decoder.decode(line)
-    except ValueError:
-        return None
+def _parts(line: bytes, opening: bytes | None) -> Iterable[bytes]:
+    begin = 0
+    while opening is not None and (end := line.find(opening, begin + 1)) > 0:  # ends with the line
+        yield line[begin:end]
+        begin = end
+    yield line[begin:]
 
 
 def _span_key(trace_id: str, span_id: str) -> bytes:
