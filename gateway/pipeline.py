@@ -62,6 +62,7 @@ class Serving:
         self._noted_bytes = 0
         self._noted_ns: int | None = None
         self._not_kept = False
+        self._with_end = b""
         self._status = 0
         self.settled = False
 
@@ -177,7 +178,7 @@ class Serving:
         if ending.outcome in ("ok", "client_disconnected") or (
             reply.error_type is not None and fault is None
         ):
-            await caller.body(tail.held, more=False)
+            await caller.body(self._with_end + tail.held, more=False)
         else:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
 
@@ -192,18 +193,23 @@ class Serving:
                 if self._first_chunk_ns is None:
                     self._first_chunk_ns = now - self._admitted.started_ns
                 released = meter.feed(data)
-                if released and await self._noted(meter, now):
+                if meter.ended and self._owes_note(meter, now):
+                    self._with_end = released  # the bill comes at once, and has more to say than a note
+                elif released and await self._noted(meter, now):
                     await caller.body(released, more=True)
                 if meter.ended:
                     await _read_out(upstream, meter)
                     return
                 patience.take(len(data), now)
 
-    async def _noted(self, meter: StreamMeter, now_ns: int) -> bool:
-        """Note the progress if it is time to; False if it could not be kept, so that nothing may go out."""
+    def _owes_note(self, meter: StreamMeter, now_ns: int) -> bool:
         if self._noted_ns is None:
             self._noted_ns = now_ns
-        if meter.fed - self._noted_bytes <= PROGRESS_BYTES and now_ns - self._noted_ns <= PROGRESS_NS:
+        return meter.fed - self._noted_bytes > PROGRESS_BYTES or now_ns - self._noted_ns > PROGRESS_NS
+
+    async def _noted(self, meter: StreamMeter, now_ns: int) -> bool:
+        """Note the progress if it is time to; False if it could not be kept, so that nothing may go out."""
+        if not self._owes_note(meter, now_ns):
             return True
         stages, admitted = self._stages, self._admitted
         progress = Progress(

@@ -399,6 +399,15 @@ async def test_progress_of_a_slow_stream_is_noted_by_time() -> None:
     assert len(world.noted) == 9  # every second read: 260 ms after the last note
 
 
+async def test_what_comes_with_the_end_is_released_behind_the_bill_and_needs_no_note() -> None:
+    world = World(CONTENT, CONTENT * 200 + USAGE + DONE, stream=True)
+    world.refuse_progress = True
+    await world.serving().serve()
+    assert world.sent == CONTENT * 201 + DONE
+    assert world.events[-4:] == ["bill", "durable 2", "end", "close"]
+    assert (world.events.count("out"), world.bills[0].outcome) == (1, "ok")
+
+
 async def test_what_cannot_be_noted_is_not_released_and_the_rest_is_read_for_the_bill() -> None:
     world = progressing(100)
     world.refuse_progress = True

@@ -156,13 +156,17 @@ class Room:
         return True
 
     def look(self, segment: Segment | None, size: int) -> None:
-        """See how much is free; what once lacked must also be had, as far as `size` in the segment."""
+        """See how much is free; where something lacked, `size` must be free, and to be had in the segment.
+
+        What is left of the space that was set aside does not count: the next intent would use it up again.
+        """
         try:
             free = self._files.free_bytes(self._directory)
         except OSError as fault:
             self.lacks = reason_of(fault)
             return
-        if self.lacks is not None and segment is not None and not self.take(segment, size):
+        lacked = self.lacks is not None
+        if lacked and (free < size or (segment is not None and not self.take(segment, size))):
             return  # free is not yet to be had
         least = self._least
         self.lacks = f"only {free} bytes of the disk are free; {least} must be" if free < least else None

@@ -218,7 +218,7 @@ class JournalWriter:
         full = segment.size + segment.held_bytes + size > self._bounds.segment_bytes_max
         if ((full and segment.has_records) or self._now_ns() >= self._seal_at_ns) and not self._rotate():
             raise JournalUnavailable(self.fault)
-        if not self._room.take(self._segment_now(), size + self._open.room(1)):
+        if not self._room.take(self._segment_now(), size + self._open.room(1 if kind == "I" else 0)):
             raise JournalUnavailable(self._room.lacks)
 
     def _put(self, line: bytes, kind: Kind) -> None:

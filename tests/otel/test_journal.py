@@ -251,11 +251,16 @@ class SmallDisk(Files):
 
     ROOM = 200_000
     refused = 0
+    taken = 0
+
+    def free_bytes(self, directory: Path) -> int:
+        return self.ROOM - self.taken
 
     def _take(self, end: int) -> None:
         if end > self.ROOM:
             self.refused += 1
             raise OSError(errno.ENOSPC, "full")
+        self.taken = max(self.taken, end)
 
     def reserve(self, fd: int, offset: int, length: int) -> bool:
         self._take(offset + length)
@@ -285,6 +290,29 @@ async def test_what_was_admitted_before_the_disk_was_full_has_room_for_all_its_b
         await writer.durable(writer.append("S", record_id, json.dumps({"pad": "x" * 7500})))
     assert files.refused == refused
     assert len(segments_in(tmp_path, files)) == 1
+    writer.close()
+
+
+async def test_what_bills_leave_of_a_full_disk_is_for_progress_and_admits_no_intent(tmp_path: Path) -> None:
+    files = SmallDisk()
+    writer = writer_in(tmp_path, files)
+    with pytest.raises(JournalUnavailable, match="ENOSPC"):
+        for number in range(1000):
+            writer.append("I", f"r{number}", "{}")
+    for number in range(10):
+        writer.append("S", f"r{number}", "{}")
+    files.taken = files.ROOM  # others took the rest
+    for _ in range(3):
+        writer.tend()
+        with pytest.raises(JournalUnavailable, match="ENOSPC"):
+            writer.append("I", "r", "{}")
+    refused = files.refused
+    for _ in range(20):
+        writer.append("P", "r10", "{}")
+    assert files.refused == refused
+    files.ROOM *= 2
+    writer.tend()
+    await writer.durable(writer.append("I", "r", "{}"))
     writer.close()
 
 
