@@ -85,9 +85,9 @@ def fuzz(check: Callable[[random.Random], None], inputs: int = INPUTS) -> int:
     def batch(seed: int) -> None:
         nonlocal ran
         for number in range(BATCH):
-            started = time.thread_time()
-            check(random.Random(f"{seed} {number}"))
-            took = time.thread_time() - started
+            took = _timed(check, f"{seed} {number}")
+            if took >= INPUT_S_MAX:  # a collection of garbage may have fallen into it: once more tells
+                took = _timed(check, f"{seed} {number}")
             assert took < INPUT_S_MAX, f"input {number} of seed {seed} took {took:.3f} s"
             ran += 1
 
@@ -95,3 +95,9 @@ def fuzz(check: Callable[[random.Random], None], inputs: int = INPUTS) -> int:
     assert ran >= inputs, f"only {ran} inputs ran"
     print(f"{ran} inputs")  # noqa: T201  # the number is the point
     return ran
+
+
+def _timed(check: Callable[[random.Random], None], chosen: str) -> float:
+    started = time.thread_time()
+    check(random.Random(chosen))
+    return time.thread_time() - started
