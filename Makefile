@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Most of them wait for other programs: more than there are processors do no harm.
+TEST_PROCESSES ?= 4
 UV_VERSION := 0.13.8
 STAMP := $(VENV)/.installed
 
@@ -22,7 +24,7 @@ run: $(STAMP) ## serve on port 8080 with the embedded defaults
 	@$(BIN)/python -m gateway serve
 
 test: $(STAMP) ## all tests; the end-to-end ones need Go, to build the real Collector and Jaeger once
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 torture: $(STAMP) ## the fault tests at length: 10,000 kills at named points, 1,000 of the real server, the simulator
 	@SPANBILL_TORTURE=1 $(BIN)/python -m pytest -s $(wildcard tests/faults tests/simulator)

@@ -7,12 +7,10 @@ logs and process ids stand in `.stack/`. The end-to-end tests start the same cla
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -139,17 +137,6 @@ def _go(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     if done.returncode != 0:
         raise StackError(f"`{' '.join(command)}` failed:\n{done.stderr[-2000:]}")
     return done.stdout
-
-
-def free_ports() -> dict[str, int]:
-    """Return a free loopback port for every role; all are held until all are known."""
-    with contextlib.ExitStack() as sockets:
-        ports = {}
-        for role in PORTS:
-            holder = sockets.enter_context(socket.socket())
-            holder.bind(("127.0.0.1", 0))
-            ports[role] = holder.getsockname()[1]
-        return ports
 
 
 class Stack:

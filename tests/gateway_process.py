@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -13,17 +15,42 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from deploy.stack import PORTS as PORTS_OF_STACK
 from deploy.stack import http_ok, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"alice": "sk-test-alice-0001", "bob": "sk-test-bob-0002", "carol": "sk-test-carol-0003"}
 START_S = 30.0
+PORTS = range(10_000, 32_000)
+"""Below those that Linux chooses itself (32768 and up)."""
+TEST_PROCESSES_MAX = 16
+PORTS_EACH = len(PORTS) // TEST_PROCESSES_MAX
+
+
+def _ports() -> Iterator[int]:
+    """Yield ports again and again: other ones than other test processes, and none that connections get."""
+    test_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % TEST_PROCESSES_MAX
+    first = PORTS.start + test_process * PORTS_EACH
+    skipped = os.getpid() % PORTS_EACH  # two runs on one machine hardly choose alike at one time
+    return itertools.cycle([first + (skipped + number) % PORTS_EACH for number in range(PORTS_EACH)])
 
 
 def free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
+    """Return a port of loopback that nobody listens on, and that nobody is given before it is used."""
+    for _ in range(PORTS_EACH):
+        port = next(_next_ports)
+        with socket.socket() as holder, contextlib.suppress(OSError):
+            holder.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def stack_ports() -> dict[str, int]:
+    """Return a port for each program of a stack."""
+    return {role: free_port() for role in PORTS_OF_STACK}
+
+
+_next_ports = _ports()
 
 
 class Gateway:

@@ -17,11 +17,19 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.stack import Stack, free_ports, have_go, wait_until
+from deploy.stack import Stack, have_go, wait_until
 from otel.journal.audit import Logs, audit_folder
 from tests.conftest import ROOT
 from tests.e2e.readers import PICO, bills_in_log, jaeger_spans, log_bills, log_revisions, promql, sums_by_user
-from tests.gateway_process import KEYS, Gateway, attributes, bills_in_journal, free_port, spans_in
+from tests.gateway_process import (
+    KEYS,
+    Gateway,
+    attributes,
+    bills_in_journal,
+    free_port,
+    spans_in,
+    stack_ports,
+)
 
 REQUESTS = 1000
 CONCURRENT = 32
@@ -42,7 +50,7 @@ pytestmark = [
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[tuple[Stack, Gateway]]:
     port = free_port()
-    with Stack(tmp_path / "stack", free_ports(), gateway=f"127.0.0.1:{port}") as stack:
+    with Stack(tmp_path / "stack", stack_ports(), gateway=f"127.0.0.1:{port}") as stack:
         gateway = Gateway(
             tmp_path / "gateway",
             port=port,

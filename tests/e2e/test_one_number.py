@@ -21,14 +21,14 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.stack import Stack, free_ports, have_go, wait_until
+from deploy.stack import Stack, have_go, wait_until
 from gateway.core.money import pico_to_usd
 from otel.journal.audit import audit_folder
 from tests.api.cost_doors import ADMIN
 from tests.e2e.readers import bills_in_log, log_bills, promql, sums_by_user
 from tests.e2e.test_end_to_end import assert_promql_agrees, await_bills, await_equal
 from tests.faults.test_workers import Crew, holder_of
-from tests.gateway_process import KEYS, bills_in_journal, free_port
+from tests.gateway_process import KEYS, bills_in_journal, free_port, stack_ports
 
 PHASE = 2_500
 CONCURRENT = 48
@@ -91,7 +91,7 @@ def plain() -> Iterator[str]:
 def world(tmp_path: Path, plain: str) -> Iterator[tuple[Stack, Crew]]:
     port = free_port()
     providers = {"plain": {"base_url": plain, "api_key": "sk-plain", "models": ["plain-*"]}}
-    with Stack(tmp_path / "stack", free_ports(), gateway=f"127.0.0.1:{port}") as stack:
+    with Stack(tmp_path / "stack", stack_ports(), gateway=f"127.0.0.1:{port}") as stack:
         gateway = Crew(
             tmp_path / "gateway",
             port=port,

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from deploy.stack import Stack, free_ports, have_go, wait_until
+from deploy.stack import Stack, have_go, wait_until
 from otel.journal.audit import Logs, Report, audit_folder
 from tests.faults.collectors import Collector, Request, never, takes_and_closes, takes_and_says_nothing
-from tests.gateway_process import KEYS, ROOT, Gateway
+from tests.gateway_process import KEYS, ROOT, Gateway, stack_ports
 from tests.journals import NOON_NS, make_backlog, names, record_id
 
 TORTURE = os.environ.get("SPANBILL_TORTURE") == "1"
@@ -243,7 +243,7 @@ def test_every_bill_is_in_the_real_collectors_log_though_it_and_the_gateway_are_
     tmp_path: Path,
 ) -> None:
     count = 3000
-    stack = Stack(tmp_path / "stack", free_ports())
+    stack = Stack(tmp_path / "stack", stack_ports())
     stack.folder.mkdir()
     shipped = gateway(tmp_path / "gateway", stack.url("otlp_http"), SPANBILL_TELEMETRY__SHIP_BATCH_LINES="20")
     make_backlog(shipped.journal, count)

@@ -296,9 +296,13 @@ async def test_what_was_admitted_before_the_disk_was_full_has_room_for_all_its_b
 async def test_what_bills_leave_of_a_full_disk_is_for_progress_and_admits_no_intent(tmp_path: Path) -> None:
     files = SmallDisk()
     writer = writer_in(tmp_path, files)
-    with pytest.raises(JournalUnavailable, match="ENOSPC"):
-        for number in range(1000):
+
+    def admit(count: int) -> None:
+        for number in range(count):
             writer.append("I", f"r{number}", "{}")
+
+    with pytest.raises(JournalUnavailable, match="ENOSPC"):
+        admit(1000)
     for number in range(10):
         writer.append("S", f"r{number}", "{}")
     files.taken = files.ROOM  # others took the rest
