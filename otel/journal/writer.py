@@ -69,14 +69,13 @@ class JournalWriter:
         self._segment: Segment | None = None
         self._last_segment: str | None = None
         self._seal_at_ns = self._retry_at_ns = 0
-        self._number = 0
+        self._number = self._trusted_from = 0
         self._previous = GENESIS
         self._open = OpenIntents()
         self._owed = Owed()
         self._retired: list[int] = []
         self._syncing = self._soon = False
         self._sync_failures = self._breaks = 0
-        self._trusted_from = 0
         self._fault: str | None = None
         self._room = Room(self._files, directory, self._bounds.free_bytes_min)
         self._last_reason = ""
@@ -148,8 +147,8 @@ class JournalWriter:
         elif kind == "S":
             self._open.settle(record_id, self._number)
         self._put(line, kind)
-        if self._durability == "process" and self._fault is None:
-            self._owed.done(self._number)
+        if kind != "S" and self._durability == "process":
+            self._flush()
         elif kind != "S" and self._durability == "group" and not self._syncing:
             self._write_soon()  # nobody waits for it yet: it runs beside the provider's work
         return self._number
@@ -167,7 +166,7 @@ class JournalWriter:
         waiter = self._owed.waiter(number)
         if self._durability == "strict":
             self._request_sync(number)
-        elif not self._syncing:
+        elif not self._syncing or self._durability == "process":
             self._write_soon()
         await waiter
 
@@ -227,7 +226,7 @@ class JournalWriter:
             return
         self.bytes_written += len(line)
         try:
-            if kind == "S" and self._durability == "group":
+            if kind == "S" and self._durability != "strict":
                 self._segment_now().hold(line)
                 self._write_soon()
             else:
@@ -237,11 +236,14 @@ class JournalWriter:
                 raise JournalUnavailable(self._fault, owed=True) from fault
 
     def _flush(self) -> None:
+        """Write what is held back; at `process` nothing else is waited for."""
         if self._fault is None and self._segment is not None:
             try:
                 self._segment.flush()
             except OSError as fault:
                 self._write_again(fault)
+        if self._durability == "process" and self._fault is None:
+            self._owed.done(self._number)
 
     def _write_again(self, fault: OSError) -> bool:
         self._last_reason = reason_of(fault)
@@ -341,9 +343,8 @@ class JournalWriter:
         """Write all that is owed to a new segment; False if it is not time to, or the disk still refuses."""
         if self._now_ns() < self._retry_at_ns or not self._replace_segment():
             return False
-        if self._durability == "process":
-            self._owed.done(self._number)
-        else:
+        self._flush()
+        if self._durability != "process":
             self._request_sync(self._number)
         return True
 
@@ -358,7 +359,7 @@ class JournalWriter:
     def _write_now(self) -> None:
         self._soon = False
         self._flush()
-        if not self._syncing and self._fault is None:
+        if not self._syncing and self._fault is None and self._durability != "process":
             self._request_sync(self._number)
 
     def _request_sync(self, upto: int) -> None:

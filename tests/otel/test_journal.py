@@ -187,6 +187,50 @@ async def test_process_durability_waits_for_no_sync(tmp_path: Path) -> None:
     writer.close()
 
 
+async def test_bills_of_a_turn_are_one_write_at_process_and_nobody_is_told_before_it(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files, durability="process")
+    waiting = [writer.durable(writer.append("S", f"r{n}", "{}")) for n in range(3)]
+    assert files.log == []
+    await waiting[0]
+    assert files.log == ["write"]
+    await asyncio.gather(*waiting[1:])
+    assert files.log == ["write"]
+    assert bodies(tmp_path) == ["r0", "r1", "r2"]
+    writer.close()
+
+
+async def test_an_intent_takes_the_bills_of_its_turn_along_at_process(tmp_path: Path) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files, durability="process")
+    bill = writer.append("S", "before", "{}")
+    writer.append("I", "after", "{}")
+    assert files.log == ["write"]
+    assert bodies(tmp_path) == ["before", "after"]
+    await writer.durable(bill)
+    assert files.log == ["write"]
+    writer.close()
+
+
+async def test_a_bill_whose_write_fails_at_process_is_told_once_the_next_segment_has_it(
+    tmp_path: Path,
+) -> None:
+    files = FaultyFiles()
+    writer = writer_in(tmp_path, files, durability="process")
+    files.failing_writes = 1
+    await writer.durable(writer.append("S", "hit", "{}"))
+    assert "write!" in files.log, "the fault did not fire"
+    assert bodies(tmp_path) == ["hit"]
+    files.failing_writes, files.failing_creates = 1, 10
+    with pytest.raises(JournalUnavailable):
+        await writer.durable(writer.append("S", "owed", "{}"))
+    assert files.log.count("create!") == 3, "the fault did not fire"
+    assert bodies(tmp_path) == ["hit"]
+    files.failing_creates = 0
+    writer.close()
+    assert bodies(tmp_path) == ["hit", "owed"]
+
+
 async def test_strict_durability_syncs_each_record(tmp_path: Path) -> None:
     writer = writer_in(tmp_path, Files(), durability="strict")
     await asyncio.gather(*(writer.durable(writer.append("I", f"r{n}", "{}")) for n in range(20)))
