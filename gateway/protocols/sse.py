@@ -289,17 +289,24 @@ def interest(data: bytes, key: bytes) -> int:
     Counting first keeps the common read, where every chunk says null, at the cost of three byte searches.
     A spelling that is not recognised returns 0: look at everything.
     """
-    total = data.count(key)
-    if not total:
-        return -1
-    others = total - data.count(key + b":null") - data.count(key + b": null")
-    if not others:
+    others = data.count(key)
+    if others:
+        others -= data.count(key + b":null")
+    return first_value(data, key, others) if others else -1
+
+
+def first_value(data: bytes, key: bytes, count: int) -> int:
+    """As `interest`, where it is known that `key` stands there `count` times other than as `key:null`."""
+    count -= data.count(key + b": null")
+    if not count:
         return -1
     at = len(data)
     for opening in (b":{", b':"', b": {", b': "'):
         literal = key + opening
         found = data.find(literal)
         if found >= 0:
-            others -= data.count(literal)
+            count -= data.count(literal)
             at = min(at, found)
-    return 0 if others else at
+            if not count:
+                return at
+    return 0

@@ -15,7 +15,7 @@ from gateway.core.usage import Usage
 from gateway.protocols.base import Dialect
 from gateway.protocols.chat_completions.reply import FINISH_REASONS_MAX, error_type, said_in_choices, usage_of
 from gateway.protocols.reading import decode, text, utf8_bytes
-from gateway.protocols.sse import DROP, END, PASS, EventMeter, interest, payload_of
+from gateway.protocols.sse import DROP, END, PASS, EventMeter, first_value, interest, payload_of
 
 
 class ChatMeter(EventMeter):
@@ -41,31 +41,36 @@ class ChatMeter(EventMeter):
         """Look for the end, usage, finish reasons, errors and the first tool-call deltas."""
         if self._learning or not self._known:
             return 0
+        # Each search of a read of 13 KB takes 3 to 10 us, so that none is made twice.
         usages = data.count(b'"usage"')
-        if (
-            (not usages or usages == data.count(b'"usage":null'))
-            and self._compact
-            and not data.count(b'"finish_reason":"')
-            and not data.count(b'"error"')
-            and not data.count(b"[DONE]")
-            and not data.count(b'"type":"function"')
-        ):
+        if usages:
+            usages -= data.count(b'"usage":null')
+        end, call = data.find(b"[DONE]"), data.find(b'"type":"function"')
+        finish = data.find(b'"finish_reason":"') if self._compact else interest(data, b'"finish_reason"')
+        errors = data.count(b'"error"')
+        if not usages and not errors and end < 0 and call < 0 and finish < 0 and self._compact:
             return -1  # nearly every read
-        found = [interest(data, key) for key in (b'"usage"', b'"finish_reason"', b'"error"')]
-        found += [data.find(literal) for literal in (b"[DONE]", b'"type":"function"', b'"type": "function"')]
-        return min((at for at in found if at >= 0), default=-1)
+        found = [end, call, finish]
+        if errors:
+            found.append(interest(data, b'"error"'))
+        if usages:
+            found.append(first_value(data, b'"usage"', usages))
+        if not self._compact:
+            found.append(data.find(b'"type": "function"'))
+        return min([at for at in found if at >= 0], default=-1)
 
     def on_event(self, event: bytes) -> int:
         """Read one event of interest."""
         payload = payload_of(event)
-        if payload.strip() != b"[DONE]" and (
-            self.first_interest(event) < 0 or not (payload or self._learning)
-        ):
+        if payload.strip() == b"[DONE]":
+            self._note(event, 0)
+            return END
+        if self.first_interest(event) < 0 or not (payload or self._learning):
             return PASS  # what a read that passes unseen would not have noted either
         chunk = decode(payload) if payload else None
         if not isinstance(chunk, dict):
             self._note(event, 0)
-            return END if payload.strip() == b"[DONE]" else PASS
+            return PASS
         if not self._known:
             self._known = True
             self._compact = b'"choices":[' in payload
