@@ -35,11 +35,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         body: a whole reply's; None where a stream is to be relayed as it comes.
+        events: it is a stream of events, asked for or not.
         upstream: the stream, to be closed once; None of a whole reply.
     """
 
     status: int
     headers: Sequence[Header]
+    events: bool
     body: bytes | None = None
     upstream: UpstreamReply | None = None
 
@@ -184,13 +186,14 @@ class Attempts:
 
     async def _taken(self, upstream: UpstreamReply) -> Answer:
         """Take a reply: a stream as it is, anything else wholly."""
-        if self._admitted.request.stream and upstream.status == 200 and is_event_stream(upstream.headers):
-            return Answer(status=200, headers=upstream.headers, upstream=upstream)
+        events = upstream.status == 200 and is_event_stream(upstream.headers)
+        if events and self._admitted.request.stream:
+            return Answer(status=200, headers=upstream.headers, events=True, upstream=upstream)
         try:
             body = await read_whole(upstream, self._stages.reply_bytes_max)
         finally:
             upstream.close()
-        return Answer(status=upstream.status, headers=upstream.headers, body=body)
+        return Answer(status=upstream.status, headers=upstream.headers, events=events, body=body)
 
     def _waiting(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Bound the wait for a head: a stream that is not to be drained is not waited for either."""
@@ -243,7 +246,7 @@ class Attempts:
 
     def _after_body(self, place: int, answer: Answer) -> Again | None:
         """Return what follows a whole 200 that is no document: a proxy's page, or nothing at all."""
-        if answer.status != 200 or answer.body is None or is_event_stream(answer.headers):
+        if answer.status != 200 or answer.body is None or answer.events:
             return None
         if answer.body[:64].lstrip()[:1] in (b"{", b"[") and answer.body[-64:].rstrip()[-1:] in (b"}", b"]"):
             return None
@@ -338,9 +341,8 @@ async def read_whole(upstream: UpstreamReply, bytes_max: int) -> bytes:
 
 def is_event_stream(headers: Sequence[Header]) -> bool:
     """Say whether a reply is a stream of events."""
-    return any(
-        name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers
-    )
+    types = [value.lower() for name, value in headers if name == b"content-type"]
+    return any(value.startswith(b"text/event-stream") for value in types)
 
 
 def _provider_request_id(headers: Sequence[Header]) -> str | None:

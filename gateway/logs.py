@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, Protocol
 
 import orjson
@@ -140,8 +141,13 @@ class LineHandler(logging.Handler):
 def timestamp(unix_ns: int) -> str:
     """Return RFC 3339 in UTC with milliseconds."""
     seconds, ns = divmod(unix_ns, 1_000_000_000)
-    t = time.gmtime(seconds)
-    return f"{t[0]:04d}-{t[1]:02d}-{t[2]:02d}T{t[3]:02d}:{t[4]:02d}:{t[5]:02d}.{ns // 1_000_000:03d}Z"
+    return f"{_second(seconds)}.{ns // 1_000_000:03d}Z"
+
+
+@lru_cache(4)  # nearly every line has the second of the one before it
+def _second(unix_s: int) -> str:
+    t = time.gmtime(unix_s)
+    return f"{t[0]:04d}-{t[1]:02d}-{t[2]:02d}T{t[3]:02d}:{t[4]:02d}:{t[5]:02d}"
 
 
 def configure(level: str, writer: Lines) -> None:

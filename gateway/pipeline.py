@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.attempts import Answer, Attempts, is_event_stream
+from gateway.attempts import Answer, Attempts
 from gateway.billing import Target, bill
 from gateway.core.errors import GatewayFault, UpstreamError
 from gateway.core.exchange import Exchange, Progress, Reply, Said
@@ -127,7 +127,7 @@ class Serving:
         ending = ending_of_reply(answer.status, reply, billable=admitted.protocol.billable, gone=gone)
         exchange, sequence = self._settle(ending, reply, said)
         status, headers, body = self._attempts.lane.relayed(
-            answer.status, answer.headers, body, reply, streamed=_streamed(answer)
+            answer.status, answer.headers, body, reply, streamed=answer.events
         )
         await self._stages.recorder.durable(sequence)
         await caller.start(status, reply_headers(headers, admitted.ids, exchange, content_length=len(body)))
@@ -137,7 +137,7 @@ class Serving:
         """Read a whole reply; a provider that streams unasked is read as it wrote."""
         lane = self._attempts.lane
         protocol, dialect = lane.spoken(self._admitted.protocol), lane.dialect
-        if not _streamed(answer):
+        if not answer.events:
             return protocol.read_reply(answer.status, body, dialect), lambda: protocol.said(body)
         meter = protocol.stream_meter(self._admitted.request, dialect)
         with contextlib.suppress(UpstreamError):  # an event that is too large: what came before it counts
@@ -260,10 +260,6 @@ class Serving:
         admitted.hold.settle(exchange)
         stages.observe(exchange, self._status)
         return exchange, sequence
-
-
-def _streamed(answer: Answer) -> bool:
-    return answer.status == 200 and is_event_stream(answer.headers)
 
 
 def _cut_off() -> UpstreamError:

@@ -345,8 +345,20 @@ def encode_attribute(name: str, value: Value) -> str:
         return f'{prefix}{{"doubleValue":{value!r}}}}}'
     if type(value) is not tuple:
         raise TypeError(f"{name} takes a tuple of strings, got {type(value).__name__}")
-    inner = ",".join('{"stringValue":' + _text(item) + "}" for item in value)
+    inner = ",".join(['{"stringValue":' + _text(item) + "}" for item in value])
     return prefix + '{"arrayValue":{"values":[' + inner + "]}}}"
+
+
+def _encoded(attributes: Mapping[str, Value]) -> list[str]:
+    """Return each as `encode_attribute` does; texts, most of a bill's forty, without two calls for each."""
+    encoded: list[str] = []
+    for name, value in attributes.items():
+        kind, prefix = _PREFIX[name]
+        if kind == "string" and type(value) is str and value.isascii():
+            encoded.append(f'{prefix}{{"stringValue":{orjson.dumps(value).decode()}}}}}')
+        else:
+            encoded.append(encode_attribute(name, value))
+    return encoded
 
 
 def _text(value: str) -> str:
@@ -359,7 +371,7 @@ def _text(value: str) -> str:
 def encode_span(span: BillingSpan) -> str:
     """Return the span as one OTLP/JSON `Span` object: times and ints as strings, ids in hex."""
     parent = f'"parentSpanId":"{span.parent_span_id}",' if span.parent_span_id else ""
-    attributes = ",".join([encode_attribute(name, value) for name, value in span.attributes.items()])
+    attributes = ",".join(_encoded(span.attributes))
     status = '{"code":2}' if span.failed else "{}"
     links = ""
     if span.links:

@@ -8,6 +8,7 @@ where people read or write money. No float.
 from __future__ import annotations
 
 from decimal import Context, Decimal
+from functools import lru_cache
 from typing import Final
 
 PICO_PER_USD: Final = 10**12
@@ -18,6 +19,9 @@ RATE_DECIMALS: Final = 18
 USD_DIGITS_MAX: Final = 24
 """Digits before the point: a larger amount is a slip of the pen, and 1E999999999 would be minutes of work."""
 DIGITS_MAX: Final = 60
+TEXTS_MAX: Final = 512
+"""Texts that are remembered: a bill says each of its amounts two or three times, and its rates are those of
+the bills before it."""
 
 
 def usd_to_pico(usd: Decimal) -> int:
@@ -57,6 +61,7 @@ def _scaled(usd: Decimal, decimals: int) -> int:
     return -whole if sign else whole
 
 
+@lru_cache(TEXTS_MAX)
 def pico_to_usd(pico: int) -> str:
     """Return the exact decimal string in USD, without exponent and without trailing zeros: "0.000125"."""
     sign = "-" if pico < 0 else ""
@@ -78,6 +83,7 @@ def factor_to_text(factor: tuple[int, int]) -> str:
     return _plain(factor[0], len(str(factor[1])) - 1)
 
 
+@lru_cache(TEXTS_MAX)
 def rate_to_usd(rate_atto_per_million: int, units: int = 1_000_000) -> str:
     """Return the exact decimal string of a rate in USD per `units` (a power of ten up to a million)."""
     decimals = RATE_DECIMALS + len(str(1_000_000 // units)) - 1
