@@ -173,7 +173,7 @@ def place_of(provider: Provider) -> Place:
         protocols=tuple(card.doors),
         models=card.models,
         ready=provider.ready,
-        key_env=card.key_env,
+        wants=provider.wants,
         suggest=card.suggest,
     )
 

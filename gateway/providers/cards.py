@@ -3,14 +3,15 @@
 A card never holds a secret. `gateway.providers.places` puts card, environment and key together.
 
 A base URL means what it means to the official SDKs: whatever stands before `/chat/completions` and OpenAI's
-other doors (it ends in `/v1`) or before `/v1/messages` (Anthropic's does not). `/v1` is never doubled.
+other doors (it ends in `/v1`) or before `/v1/messages` (Anthropic's does not). What a base URL ends with is
+not repeated where a door's path begins with it: neither `/v1` nor Azure's `/openai/v1` is ever doubled.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -21,7 +22,7 @@ import msgspec
 
 from gateway.providers.upstream import Endpoint
 
-Auth = Literal["bearer", "x-api-key", "none"]
+Auth = Literal["bearer", "x-api-key", "api-key", "none"]
 StreamUsage = Literal["on_request", "always"]
 OutputLimit = Literal["max_tokens", "max_completion_tokens"]
 
@@ -61,6 +62,10 @@ PATHS_OF_CUSTOM: Final = {
 }
 """Doors that a provider of the operator's own may have, and where they stand below its base URL."""
 
+FORWARDED_OF_MESSAGES: Final = ("anthropic-version", "anthropic-beta")
+DEFAULTS_OF_MESSAGES: Final = {"anthropic-version": "2023-06-01"}
+"""Headers of a door for messages that no card knows."""
+
 
 class CardError(Exception):
     """A card, or what the configuration says about it, cannot be used; names the file or key at fault."""
@@ -88,8 +93,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         doors: protocol name -> where it stands.
         prices: section of the price catalogue; `{route}` stands for what follows the model's last colon.
         key_env: environment variables that may hold the key, first found wins; empty: it needs none.
-        base_url_env: environment variable that overrides `base_url`. The built-in cards name none: callers
-            set the SDKs' `OPENAI_BASE_URL` to reach *this gateway*, which would then call itself.
+        key_optional: it serves without a key, and takes one where its operator wants one.
+        base_url_env: environment variable that overrides `base_url`. Never one that callers set to reach
+            *this gateway*, such as the SDKs' `OPENAI_BASE_URL`: it would then call itself.
+        base_url_needed: only the operator knows where it is, and `base_url` is an example. A server on this
+            machine is called only where the operator says so: other things listen on such ports, too.
         output_limit, reasoning_content: what its chat completions want of a request that was translated:
             the name of the limit, and a model's earlier thoughts back.
         thinking_budgets: patterns of models that take a budget for their thinking; others take a level.
@@ -108,7 +116,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     prices: str
     auth: Auth = "bearer"
     key_env: tuple[str, ...] = ()
+    key_optional: bool = False
     base_url_env: str | None = None
+    base_url_needed: bool = False
     stream_usage: StreamUsage = "on_request"
     reasoning_in_output: bool = True
     hidden_output: bool = False
@@ -157,7 +167,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         has_key: the configuration holds the key itself.
-        protocols: names of `PATHS_OF_CUSTOM`, for a provider of the operator's own: cards know theirs.
+        protocols: names of `PATHS_OF_CUSTOM`: the doors of a provider of the operator's own (chat completions
+            where nothing is said); of a built-in one doors that it has beside those of its card.
         stream_usage, reasoning_in_output, hidden_output, output_limit, reasoning_content: for a provider of
             the operator's own.
     """
@@ -167,7 +178,7 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str | None = None
     has_key: bool = False
     api_key_env: str | None = None
-    protocols: tuple[str, ...] = ("chat_completions",)
+    protocols: tuple[str, ...] | None = None
     models: tuple[str, ...] = ()
     prices: str | None = None
     stream_usage: StreamUsage = "on_request"
@@ -211,9 +222,13 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def endpoint(self, path: str) -> Endpoint:
-        """Return the endpoint of a path below this base; `/v1` is not doubled."""
-        if self.base_path.endswith("/v1") and path.startswith("/v1/"):
-            path = path[3:]
+        """Return the endpoint of a path below this base, which does not repeat what the base ends with."""
+        segments = path.split("/")
+        for count in range(len(segments) - 1, 1, -1):
+            head = "/".join(segments[:count])
+            if self.base_path.endswith(head):
+                path = path[len(head) :]
+                break
         return Endpoint(
             scheme=self.scheme, host=self.host, port=self.port, target=(self.base_path + path).encode("ascii")
         )
@@ -273,11 +288,17 @@ def _adapted(card: Card, override: Override) -> Card:
         if value:
             changes[field] = value
     if override.base_url is not None:
-        changes |= {"in_process": False, "base_url_env": None}
+        changes |= {"in_process": False, "base_url_env": None, "base_url_needed": False}
     if override.api_key_env is not None:
         changes["key_env"] = (override.api_key_env,)
-    if (override.has_key or override.api_key_env is not None) and card.auth == "none":
+    if _keyed(override) and card.auth == "none":
         changes["auth"] = "bearer"
+    if override.protocols is not None:
+        more = [name for name in override.protocols if name not in card.doors]
+        doors = _doors(more, override.base_url or card.base_url, card.auth != "none")
+        changes["doors"] = card.doors | doors
+        if "messages" in doors:
+            changes |= {"forward_headers": FORWARDED_OF_MESSAGES, "default_headers": DEFAULTS_OF_MESSAGES}
     return msgspec.structs.replace(card, **changes)
 
 
@@ -285,24 +306,9 @@ def _custom(name: str, override: Override) -> Card:
     """Return the card of a provider of the operator's own."""
     if override.base_url is None:
         raise ValueError("base_url: missing, and there is no built-in provider of that name")
-    origin = Origin.of(override.base_url)
-    keyed = override.has_key or override.api_key_env is not None
-    doors: dict[str, DoorCard] = {}
-    for protocol in override.protocols:
-        if protocol not in PATHS_OF_CUSTOM:
-            raise ValueError(f"protocols: {protocol!r} is none of {', '.join(PATHS_OF_CUSTOM)}")
-        path = PATHS_OF_CUSTOM[protocol]
-        if path.startswith("/v1/"):  # Anthropic's
-            doors[protocol] = DoorCard(
-                path=path, auth="x-api-key" if keyed else "none", stream_usage="always"
-            )
-        else:
-            # A bare host is meant with the usual /v1; any path is taken at its word.
-            doors[protocol] = DoorCard(path=path if origin.base_path else f"/v1{path}")
-    if "messages" in doors:
-        doors.setdefault(
-            "count_tokens", msgspec.structs.replace(doors["messages"], path=PATHS_OF_CUSTOM["count_tokens"])
-        )
+    keyed = _keyed(override)
+    protocols = ("chat_completions",) if override.protocols is None else override.protocols
+    doors = _doors(protocols, override.base_url, keyed)
     anthropic = "messages" in doors
     return Card(
         name=name,
@@ -319,6 +325,36 @@ def _custom(name: str, override: Override) -> Card:
         reasoning_content=override.reasoning_content,
         models=override.models,
         suggest=tuple(model for model in override.models if "*" not in model),
-        forward_headers=("anthropic-version", "anthropic-beta") if anthropic else (),
-        default_headers={"anthropic-version": "2023-06-01"} if anthropic else {},
+        forward_headers=FORWARDED_OF_MESSAGES if anthropic else (),
+        default_headers=DEFAULTS_OF_MESSAGES if anthropic else {},
     )
+
+
+def _keyed(override: Override) -> bool:
+    return override.has_key or override.api_key_env is not None
+
+
+def _doors(protocols: Sequence[str], base_url: str, keyed: bool) -> dict[str, DoorCard]:
+    """Return the doors of these names as most servers have them.
+
+    Raises:
+        ValueError: a name that is none, or a base URL that cannot be used.
+    """
+    origin = Origin.of(base_url)
+    doors: dict[str, DoorCard] = {}
+    for protocol in protocols:
+        if protocol not in PATHS_OF_CUSTOM:
+            raise ValueError(f"protocols: {protocol!r} is none of {', '.join(PATHS_OF_CUSTOM)}")
+        path = PATHS_OF_CUSTOM[protocol]
+        if path.startswith("/v1/"):  # Anthropic's
+            doors[protocol] = DoorCard(
+                path=path, auth="x-api-key" if keyed else "none", stream_usage="always"
+            )
+        else:
+            # A bare host is meant with the usual /v1; any path is taken at its word.
+            doors[protocol] = DoorCard(path=path if origin.base_path else f"/v1{path}")
+    if "messages" in doors:
+        doors.setdefault(
+            "count_tokens", msgspec.structs.replace(doors["messages"], path=PATHS_OF_CUSTOM["count_tokens"])
+        )
+    return doors

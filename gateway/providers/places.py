@@ -88,7 +88,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """A provider as this process can reach it.
 
     Args:
-        ready: it has a key or needs none.
+        ready: it has a key or needs none, and an address.
+        wants: variables that it still needs to be ready, all of them; none where only the configuration can.
+        key_from: the variable or setting that holds its key; None where it has none.
         doors: protocol name -> prepared door; whole even where no key is known, so that routing can explain.
     """
 
@@ -96,6 +98,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     card: Card
     origin: Origin
     ready: bool
+    wants: tuple[str, ...] = ()
+    key_from: str | None = None
     doors: dict[str, Door]
 
     def prices_of(self, model: str) -> str:
@@ -114,9 +118,9 @@ def resolve(card: Card, environ: Mapping[str, str], api_key: Secret | None = Non
         CardError: naming the variable that holds an unusable key or address; never its value.
     """
     key, key_from = _key(card, environ, api_key)
-    base_url, url_from = card.base_url, f"{card.name}.base_url"
-    if card.base_url_env is not None and environ.get(card.base_url_env):
-        base_url, url_from = environ[card.base_url_env], card.base_url_env
+    base_url, url_from, located = card.base_url, f"{card.name}.base_url", not card.base_url_needed
+    if card.base_url_env is not None and environ.get(card.base_url_env, "").strip():
+        base_url, url_from, located = environ[card.base_url_env].strip(), card.base_url_env, True
     try:
         origin = Origin.of(base_url)
     except ValueError as fault:
@@ -124,11 +128,15 @@ def resolve(card: Card, environ: Mapping[str, str], api_key: Secret | None = Non
     if key is not None and (len(key.reveal()) > KEY_CHARS_MAX or not HEADER_VALUE.fullmatch(key.reveal())):
         raise CardError(f"{key_from}: the key must be visible ASCII in one line")
     operator = _operator_headers(card, environ)
+    keyed = key is not None or card.key_optional or card.auth == "none"
+    address = () if located or card.base_url_env is None else (card.base_url_env,)
     return Provider(
         name=card.name,
         card=card,
         origin=origin,
-        ready=key is not None or card.auth == "none",
+        ready=keyed and located,
+        wants=(*(() if keyed else card.key_env[:1]), *address),
+        key_from=None if key is None else key_from,
         doors={name: _door(card, door, origin, key, operator) for name, door in card.doors.items()},
     )
 
@@ -185,4 +193,4 @@ def _credentials(auth: Auth, key: Secret | None) -> list[Header]:
         return []
     if auth == "bearer":
         return [(b"authorization", f"Bearer {key.reveal()}".encode())]
-    return [(b"x-api-key", key.reveal().encode())]
+    return [(auth.encode(), key.reveal().encode())]

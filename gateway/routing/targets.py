@@ -34,8 +34,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         protocols: names of the doors that it serves.
         models: exact names, or patterns with `*` (any characters).
-        ready: it has a key or needs none.
-        key_env: variables that would make it ready; empty where only the configuration can.
+        ready: it has a key or needs none, and an address.
+        wants: variables that would make it ready, all of them; empty where only the configuration can.
         suggest: well-known exact names.
     """
 
@@ -43,7 +43,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     protocols: tuple[str, ...]
     models: tuple[str, ...]
     ready: bool
-    key_env: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
     suggest: tuple[str, ...] = ()
 
 
@@ -182,8 +182,8 @@ class Router:
 
 
 def _make_ready(place: Place) -> str:
-    if place.key_env:
-        return f"set {place.key_env[0]}"
+    if place.wants:
+        return f"set {' and '.join(place.wants)}"
     return f"configure providers.{place.provider}.api_key"
 
 

@@ -124,7 +124,9 @@ class ProviderSettings(Section):
     enabled: bool = Field(True, description="False takes the provider out of routing.")
     title: str | None = Field(None, description="Display name.")
     base_url: str | None = Field(
-        None, description="Where the provider is; needed for a provider of your own."
+        None,
+        description="Where the provider is; needed for a provider of your own, and for a built-in one if "
+        "only you know that.",
     )
     api_key: SecretStr | None = Field(
         None, description="The provider's key; the card's variables are read otherwise."
@@ -133,7 +135,8 @@ class ProviderSettings(Section):
     protocols: tuple[str, ...] = Field(
         ("chat_completions",),
         description="For a provider of your own: which doors it serves, of `chat_completions`, `messages`, "
-        "`count_tokens`, `responses`, `responses_compact`, `responses_input_tokens`, `embeddings`.",
+        "`count_tokens`, `responses`, `responses_compact`, `responses_input_tokens`, `embeddings`. For a "
+        "built-in one: doors that it has beside those of its card.",
     )
     models: tuple[str, ...] = Field(
         (), description="For a provider of your own: model names or `prefix*` patterns."

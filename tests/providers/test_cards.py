@@ -10,6 +10,7 @@ from genai_prices import data
 
 from gateway.providers.cards import Card, CardError, Origin, Override, load_cards, read_card
 
+GOOGLE = "https://generativelanguage.googleapis.com:443"
 TARGETS = {
     ("openai", "chat_completions"): "https://api.openai.com:443/v1/chat/completions",
     ("openai", "responses"): "https://api.openai.com:443/v1/responses",
@@ -27,6 +28,26 @@ TARGETS = {
     ("openrouter", "messages"): "https://openrouter.ai:443/api/v1/messages",
     ("openrouter", "responses"): "https://openrouter.ai:443/api/v1/responses",
     ("openrouter", "embeddings"): "https://openrouter.ai:443/api/v1/embeddings",
+    ("azure", "chat_completions"): "https://resource.openai.azure.com:443/openai/v1/chat/completions",
+    ("azure", "responses"): "https://resource.openai.azure.com:443/openai/v1/responses",
+    ("azure", "embeddings"): "https://resource.openai.azure.com:443/openai/v1/embeddings",
+    ("bedrock", "chat_completions"): "https://bedrock-mantle.us-east-1.api.aws:443/v1/chat/completions",
+    ("bedrock", "responses"): "https://bedrock-mantle.us-east-1.api.aws:443/v1/responses",
+    ("fireworks", "chat_completions"): "https://api.fireworks.ai:443/inference/v1/chat/completions",
+    ("fireworks", "embeddings"): "https://api.fireworks.ai:443/inference/v1/embeddings",
+    ("gemini", "chat_completions"): f"{GOOGLE}/v1beta/openai/chat/completions",
+    ("gemini", "embeddings"): f"{GOOGLE}/v1beta/openai/embeddings",
+    ("groq", "chat_completions"): "https://api.groq.com:443/openai/v1/chat/completions",
+    ("mistral", "chat_completions"): "https://api.mistral.ai:443/v1/chat/completions",
+    ("mistral", "embeddings"): "https://api.mistral.ai:443/v1/embeddings",
+    ("ollama", "chat_completions"): "http://localhost:11434/v1/chat/completions",
+    ("ollama", "embeddings"): "http://localhost:11434/v1/embeddings",
+    ("together", "chat_completions"): "https://api.together.xyz:443/v1/chat/completions",
+    ("together", "embeddings"): "https://api.together.xyz:443/v1/embeddings",
+    ("vllm", "chat_completions"): "http://localhost:8000/v1/chat/completions",
+    ("vllm", "embeddings"): "http://localhost:8000/v1/embeddings",
+    ("xai", "chat_completions"): "https://api.x.ai:443/v1/chat/completions",
+    ("xai", "responses"): "https://api.x.ai:443/v1/responses",
     ("simulated", "chat_completions"): "http://simulated.invalid:80/v1/chat/completions",
     ("simulated", "messages"): "http://simulated.invalid:80/v1/messages",
     ("simulated", "count_tokens"): "http://simulated.invalid:80/v1/messages/count_tokens",
@@ -51,13 +72,52 @@ def test_the_built_in_cards_lead_to_the_providers_own_addresses() -> None:
 def test_the_built_in_cards_name_sections_of_the_price_catalogue() -> None:
     known = {provider.id for provider in data.providers}
     cards = load_cards()
-    for name in ("openai", "anthropic", "deepseek", "openrouter"):
-        assert cards[name].prices in known
+    without = {"huggingface", "simulated", "ollama", "vllm"}
+    assert {card.prices for name, card in cards.items() if name not in without} <= known
     assert cards["huggingface"].prices.format(route="groq") in known
 
 
 def test_no_built_in_card_follows_the_variables_that_lead_callers_to_this_gateway() -> None:
-    assert [card.name for card in load_cards().values() if card.base_url_env is not None] == []
+    followed = {card.name: card.base_url_env for card in load_cards().values() if card.base_url_env}
+    assert followed == {
+        "azure": "AZURE_OPENAI_ENDPOINT",
+        "bedrock": "BEDROCK_BASE_URL",
+        "ollama": "OLLAMA_BASE_URL",
+        "vllm": "VLLM_BASE_URL",
+    }
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "https://r.openai.azure.com",
+        "https://r.openai.azure.com/",
+        "https://r.openai.azure.com/openai",
+        "https://r.openai.azure.com/openai/v1/",
+    ],
+)
+def test_what_a_base_url_ends_with_is_not_repeated(base_url: str) -> None:
+    card = load_cards({"azure": Override(base_url=base_url)})["azure"]
+    assert where(card, "responses") == "https://r.openai.azure.com:443/openai/v1/responses"
+    assert not card.base_url_needed
+
+
+def test_only_whole_segments_of_a_base_url_are_repeated() -> None:
+    assert Origin.of("https://h/xv1").endpoint("/v1/messages").target == b"/xv1/v1/messages"
+    assert Origin.of("https://h/v1").endpoint("/v1beta/x").target == b"/v1/v1beta/x"
+    assert Origin.of("https://h/chat").endpoint("/chat").target == b"/chat/chat"
+
+
+def test_a_built_in_provider_may_have_more_doors_than_its_card_knows() -> None:
+    url = "http://localhost:8000/v1"
+    override = Override(base_url=url, protocols=("chat_completions", "responses", "messages"))
+    card = load_cards({"vllm": override})["vllm"]
+    assert set(card.doors) == {"chat_completions", "embeddings", "responses", "messages", "count_tokens"}
+    assert where(card, "messages") == "http://localhost:8000/v1/messages"
+    assert card.doors["messages"].auth == "x-api-key"
+    assert card.default_headers == {"anthropic-version": "2023-06-01"}
+    with pytest.raises(CardError, match=r"providers\.groq: protocols: 'images'"):
+        load_cards({"groq": Override(protocols=("images",))})
 
 
 @pytest.mark.parametrize(

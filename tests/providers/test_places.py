@@ -16,6 +16,19 @@ ENVIRON = {
     "DEEPSEEK_API_KEY": "sk-deep",
     "HF_TOKEN": "hf_x",
     "OPENROUTER_API_KEY": "sk-or",
+    "AZURE_OPENAI_API_KEY": "sk-az",
+    "AZURE_OPENAI_ENDPOINT": "https://ours.openai.azure.com/",
+    "AWS_BEARER_TOKEN_BEDROCK": "sk-aws",
+    "BEDROCK_BASE_URL": "https://bedrock-mantle.eu-central-1.api.aws/v1",
+    "FIREWORKS_API_KEY": "sk-fw",
+    "GEMINI_API_KEY": "sk-gem",
+    "GROQ_API_KEY": "sk-gq",
+    "MISTRAL_API_KEY": "sk-mis",
+    "OLLAMA_BASE_URL": "http://localhost:11434/v1",
+    "TOGETHER_API_KEY": "sk-tog",
+    "VLLM_API_KEY": "sk-vllm",
+    "VLLM_BASE_URL": "http://localhost:8000/v1",
+    "XAI_API_KEY": "sk-xai",
 }
 TRACEPARENT = b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"
 CREDENTIALS = {
@@ -35,6 +48,21 @@ CREDENTIALS = {
     ("huggingface", "chat_completions"): (b"authorization", b"Bearer hf_x"),
     ("openrouter", "chat_completions"): (b"authorization", b"Bearer sk-or"),
     ("openrouter", "messages"): (b"authorization", b"Bearer sk-or"),
+    **{("azure", door): (b"api-key", b"sk-az") for door in ("chat_completions", "responses", "embeddings")},
+    **{
+        (name, door): (b"authorization", b"Bearer " + key)
+        for name, key, doors in (
+            ("bedrock", b"sk-aws", ("chat_completions", "responses")),
+            ("fireworks", b"sk-fw", ("chat_completions", "embeddings")),
+            ("gemini", b"sk-gem", ("chat_completions", "embeddings")),
+            ("groq", b"sk-gq", ("chat_completions",)),
+            ("mistral", b"sk-mis", ("chat_completions", "embeddings")),
+            ("together", b"sk-tog", ("chat_completions", "embeddings")),
+            ("vllm", b"sk-vllm", ("chat_completions", "embeddings")),
+            ("xai", b"sk-xai", ("chat_completions", "responses")),
+        )
+        for door in doors
+    },
 }
 
 
@@ -46,7 +74,7 @@ def test_each_door_carries_the_providers_key_in_its_own_way() -> None:
     for provider in providers().values():
         for protocol, door in provider.doors.items():
             headers = door.headers([], TRACEPARENT)
-            found = [h for h in headers if h[0] in (b"authorization", b"x-api-key")]
+            found = [h for h in headers if h[0] in (b"authorization", b"x-api-key", b"api-key")]
             wanted = CREDENTIALS.get((provider.name, protocol))
             assert found == ([] if wanted is None else [wanted])
             assert dict(headers)[b"traceparent"] == TRACEPARENT
@@ -97,6 +125,36 @@ def test_a_provider_is_ready_when_it_has_a_key_or_needs_none() -> None:
     assert resolve(mine, {"MINE": "k"}).ready
 
 
+@pytest.mark.parametrize(
+    ("name", "environ", "wants"),
+    [
+        ("azure", {}, ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT")),
+        ("azure", {"AZURE_OPENAI_API_KEY": "k"}, ("AZURE_OPENAI_ENDPOINT",)),
+        ("azure", {"AZURE_OPENAI_ENDPOINT": "https://r.openai.azure.com"}, ("AZURE_OPENAI_API_KEY",)),
+        ("ollama", {}, ("OLLAMA_BASE_URL",)),
+        ("ollama", {"OLLAMA_API_KEY": "k", "OLLAMA_BASE_URL": "  "}, ("OLLAMA_BASE_URL",)),
+        ("ollama", {"OLLAMA_BASE_URL": "http://localhost:11434/v1"}, ()),
+        ("vllm", {}, ("VLLM_BASE_URL",)),
+        ("bedrock", {}, ("AWS_BEARER_TOKEN_BEDROCK", "BEDROCK_BASE_URL")),
+        ("groq", {}, ("GROQ_API_KEY",)),
+    ],
+)
+def test_a_provider_says_which_variables_it_still_wants(
+    name: str, environ: dict[str, str], wants: tuple[str, ...]
+) -> None:
+    provider = resolve(load_cards()[name], environ)
+    assert (provider.wants, provider.ready) == (wants, not wants)
+
+
+def test_a_server_on_this_machine_is_called_only_where_the_operator_says_that_it_is_there() -> None:
+    local = [p for p in providers({}).values() if p.origin.host == "localhost"]
+    assert {p.name for p in local} == {"ollama", "vllm"}
+    assert not any(p.ready for p in local)
+    told = load_cards({"ollama": Override(base_url="http://localhost:11434/v1")})["ollama"]
+    assert resolve(told, {"OLLAMA_BASE_URL": "http://elsewhere"}).origin.host == "localhost"
+    assert resolve(told, {}).ready
+
+
 def test_the_first_variable_that_holds_a_key_wins_and_a_configured_key_wins_over_all() -> None:
     card = load_cards()["huggingface"]
     environ = {"HUGGINGFACE_API_KEY": "second", "HUGGING_FACE_HUB_TOKEN": "third"}
@@ -142,13 +200,14 @@ def test_a_base_url_variable_is_followed_where_a_card_names_one() -> None:
         resolve(card, {"MINE_URL": "https://u:p@other"})
 
 
-def test_every_chat_door_asks_for_the_usage_of_a_stream() -> None:
+def test_a_stream_is_asked_for_its_usage_except_where_it_comes_anyway() -> None:
     mine = load_cards({"mine": Override(base_url="http://h/v1", protocols=("chat_completions", "messages"))})
-    for card in mine.values():
-        for protocol, door in resolve(card, ENVIRON).doors.items():
-            if protocol == "chat_completions":
-                assert (door.stream_usage, card.stream_usage) == ("on_request", "on_request")
-            assert (door.reasoning_in_output, door.hidden_output) == (True, False)
+    resolved = [resolve(card, ENVIRON) for card in mine.values()]
+    chats = {provider.name: provider.doors["chat_completions"] for provider in resolved}
+    unasked = {name for name, door in chats.items() if door.stream_usage == "always"}
+    assert unasked == {"mistral", "fireworks"}  # Mistral refuses to be asked
+    assert {name for name, door in chats.items() if door.hidden_output} == {"gemini"}
+    assert all(door.reasoning_in_output for provider in resolved for door in provider.doors.values())
 
 
 def test_how_a_provider_counts_is_a_fact_of_its_card_or_of_one_door() -> None:

@@ -30,7 +30,7 @@ def places(environ: dict[str, str], overrides: dict[str, Override] | None = None
             protocols=tuple(card.doors),
             models=card.models,
             ready=resolve(card, environ).ready,
-            key_env=card.key_env,
+            wants=resolve(card, environ).wants,
             suggest=card.suggest,
         )
         for card in load_cards(overrides or {}).values()
