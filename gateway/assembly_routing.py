@@ -74,15 +74,22 @@ def routes_of(settings: Settings, router: Router, providers: Mapping[str, Provid
 
 
 def chooser_of(settings: Settings, toss: Callable[[], float]) -> Chooser:
-    """Return what remembers how targets do; a target that is left alone, or comes back, is logged."""
+    """Return what remembers how targets do; what the operator should know of them is logged."""
     rules = settings.routing.cooldown
 
+    def named(target: Hashable) -> dict[str, object]:
+        return {"provider": target.provider, "model": target.model} if isinstance(target, Target) else {}
+
     def changed(target: Hashable, state: str, left_s: float) -> None:
-        named = {"provider": target.provider, "model": target.model} if isinstance(target, Target) else {}
         if state == "cooling":
-            log.warning("a target fails and is left alone", extra={**named, "for_s": round(left_s, 3)})
+            log.warning(
+                "a target fails and is left alone", extra={**named(target), "for_s": round(left_s, 3)}
+            )
         else:
-            log.warning("a target answers again", extra=named)
+            log.warning("a target answers again", extra=named(target))
+
+    def refused(target: Hashable, status: int) -> None:
+        log.error("a provider refuses the gateway's key; renew it", extra={**named(target), "status": status})
 
     return Chooser(
         Rules(
@@ -95,6 +102,7 @@ def chooser_of(settings: Settings, toss: Callable[[], float]) -> Chooser:
         settings.routing.window_s,
         toss,
         changed,
+        refused,
     )
 
 

@@ -14,13 +14,17 @@ import msgspec
 from gateway.core.errors import UpstreamError
 from gateway.core.exchange import Attempt, Exchange
 from gateway.metering.settle import INTERRUPTED, ending_of_fault
+from gateway.providers.reading import first_event, is_event_stream, read_whole
 from gateway.providers.upstream import Header, UpstreamReply
-from gateway.release.relay import Caller, Patience
+from gateway.release.relay import Caller, Drains, Patience
 from gateway.routing.choosing import Attempted
 from gateway.routing.retry import (
+    FORBIDDEN,
+    REFUSED,
     SIGNALS,
     Again,
     Failure,
+    blamed,
     cause_of_fault,
     cause_of_status,
     next_attempt,
@@ -37,6 +41,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         body: a whole reply's; None where a stream is to be relayed as it comes.
         events: it is a stream of events, asked for or not.
         upstream: the stream, to be closed once; None of a whole reply.
+        first: what was read of the stream already: its first event at least.
     """
 
     status: int
@@ -44,6 +49,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     events: bool
     body: bytes | None = None
     upstream: UpstreamReply | None = None
+    first: bytes = b""
 
 
 class Attempts:
@@ -54,13 +60,14 @@ class Attempts:
         lane: where the last one went, or the first one will go.
     """
 
-    __slots__ = ("_admitted", "_caller", "_failures", "_stages", "_waited_s", "lane", "made")
+    __slots__ = ("_admitted", "_asked_s", "_caller", "_failures", "_stages", "_waited_s", "lane", "made")
 
     def __init__(self, stages: Stages, admitted: Admitted, caller: Caller) -> None:
         self._stages = stages
         self._admitted = admitted
         self._caller = caller
         self._failures: list[Failure] = []
+        self._asked_s: float | None = None  # by the last reply, to be left alone for
         self._waited_s = 0.0
         self.made: list[Attempt] = []
         self.lane: Lane = admitted.lanes[0]
@@ -139,7 +146,7 @@ class Attempts:
         if exchange.outcome in ("interrupted", "internal_error"):
             return None
         if status is None or status >= 400:
-            return None if status is not None and cause_of_status(status) is None else False
+            return None if status is not None and not blamed(status) else False
         if len(self._failures) < len(self.made):  # a stream's; of a whole reply `_after_fault` noted it
             self._stages.chooser.broke(self.lane.target, self._stages.monotonic_ns())
         return False
@@ -181,14 +188,23 @@ class Attempts:
             stages.chooser.given_up(attempted)
             raise
         self._note(span_id, started_unix_ns, reply, None)
-        self._tell(attempted, cause_of_status(reply.status) is not None, self._wait_s(reply))
+        self._asked_s = self._wait_s(reply)
+        self._tell(attempted, blamed(reply.status), self._asked_s)
+        if reply.status in REFUSED:
+            stages.chooser.refused(lane.target, reply.status, stages.monotonic_ns())
         return reply
 
     async def _taken(self, upstream: UpstreamReply) -> Answer:
-        """Take a reply: a stream as it is, anything else wholly."""
+        """Take a reply: a stream as it is once its first event is there, anything else wholly."""
         events = upstream.status == 200 and is_event_stream(upstream.headers)
         if events and self._admitted.request.stream:
-            return Answer(status=200, headers=upstream.headers, events=True, upstream=upstream)
+            try:
+                async with Patience(self._caller, self._drains(), self._stages.monotonic_ns):
+                    first = await first_event(upstream)
+            except BaseException:
+                upstream.close()
+                raise
+            return Answer(status=200, headers=upstream.headers, events=True, upstream=upstream, first=first)
         try:
             body = await read_whole(upstream, self._stages.reply_bytes_max)
         finally:
@@ -197,9 +213,13 @@ class Attempts:
 
     def _waiting(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Bound the wait for a head: a stream that is not to be drained is not waited for either."""
-        if self._admitted.request.stream and self._admitted.call.identity.on_disconnect == "cancel":
+        if self._admitted.request.stream and self._drains() is None:
             return Patience(self._caller, None, self._stages.monotonic_ns)
         return contextlib.nullcontext()
+
+    def _drains(self) -> Drains | None:
+        cancels = self._admitted.call.identity.on_disconnect == "cancel"
+        return None if cancels else self._stages.drains
 
     def _note(
         self, span_id: str, started_unix_ns: int, reply: UpstreamReply | None, fault: UpstreamError | None
@@ -242,19 +262,27 @@ class Attempts:
         cause = cause_of_status(upstream.status)
         if cause is None:
             return None
-        return self._next(Failure(place, cause, self._wait_s(upstream)))
+        return self._next(Failure(place, cause, self._asked_s))
 
     def _after_body(self, place: int, answer: Answer) -> Again | None:
-        """Return what follows a whole 200 that is no document: a proxy's page, or nothing at all."""
+        """Return what follows a whole 200 that is no document: a proxy's page, or nothing at all.
+
+        Raises:
+            UpstreamError: nothing does, and the caller is told so in the envelope that it can read.
+        """
         if answer.status != 200 or answer.body is None or answer.events:
             return None
-        if answer.body[:64].lstrip()[:1] in (b"{", b"[") and answer.body[-64:].rstrip()[-1:] in (b"}", b"]"):
+        if answer.body[:64].lstrip()[:1] == b"{" and answer.body[-64:].rstrip()[-1:] == b"}":
             return None
         self._stages.chooser.broke(self.lane.target, self._stages.monotonic_ns())
+        self.made[-1] = msgspec.structs.replace(self.made[-1], error_type="upstream_protocol", unsettled=True)
         again = self._next(Failure(place, "connection"))
-        if again is not None:
-            self.made[-1] = msgspec.structs.replace(
-                self.made[-1], error_type="upstream_protocol", unsettled=True
+        if again is None:
+            raise UpstreamError(
+                "upstream_protocol",
+                "the provider answered 200 with what is no JSON object; it, or a proxy in between, is broken",
+                retryable=False,
+                sent=True,
             )
         return again
 
@@ -286,11 +314,12 @@ class Attempts:
         if any(earlier.target == again.target for earlier in self._failures):
             stages.chooser.retried(targets[again.target])
         last = self.made[-1]
-        stages.chooser.measured(
-            self.lane.target,
-            Sample(ok=False, latency_ns=max(0, last.ended_unix_ns - last.started_unix_ns)),
-            stages.monotonic_ns(),
-        )
+        if last.status != FORBIDDEN:
+            stages.chooser.measured(
+                self.lane.target,
+                Sample(ok=False, latency_ns=max(0, last.ended_unix_ns - last.started_unix_ns)),
+                stages.monotonic_ns(),
+            )
         return again
 
     async def _pause(self, again: Again) -> None:
@@ -312,37 +341,6 @@ class Attempts:
                 retryable=False,
                 sent=any(attempt.unsettled for attempt in self.made),
             )
-
-
-async def read_whole(upstream: UpstreamReply, bytes_max: int) -> bytes:
-    """Read a whole body.
-
-    Raises:
-        UpstreamError: it broke off, or is larger than `bytes_max`.
-    """
-    first = await upstream.read()
-    if not first:
-        return b""
-    pieces = [first]
-    size = len(first)
-    while piece := await upstream.read():
-        size += len(piece)
-        if size > bytes_max:
-            raise UpstreamError(
-                "upstream_too_large",
-                f"the provider's reply is larger than {bytes_max} bytes; "
-                "raise upstream.max_reply_bytes if such replies are wanted",
-                retryable=False,
-                sent=True,
-            )
-        pieces.append(piece)
-    return first if len(pieces) == 1 else b"".join(pieces)
-
-
-def is_event_stream(headers: Sequence[Header]) -> bool:
-    """Say whether a reply is a stream of events."""
-    types = [value.lower() for name, value in headers if name == b"content-type"]
-    return any(value.startswith(b"text/event-stream") for value in types)
 
 
 def _provider_request_id(headers: Sequence[Header]) -> str | None:

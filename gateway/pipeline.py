@@ -37,6 +37,7 @@ from gateway.metering.settle import (
     ending_of_reply,
 )
 from gateway.protocols.base import StreamMeter
+from gateway.providers.reading import is_event_stream
 from gateway.providers.upstream import UpstreamReply
 from gateway.release.headers import reply_headers
 from gateway.release.relay import Caller, Patience
@@ -91,7 +92,7 @@ class Serving:
             await self._serve_whole(answer)
             return
         try:
-            await self._serve_stream(answer.upstream, intent)
+            await self._serve_stream(answer.upstream, answer.first, intent)
         finally:
             answer.upstream.close()
 
@@ -146,7 +147,7 @@ class Serving:
 
     # a streamed reply
 
-    async def _serve_stream(self, upstream: UpstreamReply, intent: int) -> None:
+    async def _serve_stream(self, upstream: UpstreamReply, first: bytes, intent: int) -> None:
         stages, admitted, caller = self._stages, self._admitted, self._caller
         lane, made = self._attempts.lane, self._attempts.made
         try:
@@ -159,7 +160,7 @@ class Serving:
         meter = self._meter = lane.spoken(admitted.protocol).stream_meter(admitted.request, lane.dialect)
         fault: UpstreamError | None = None
         try:
-            await self._relay(upstream, meter)
+            await self._relay(upstream, first, meter)
         except UpstreamError as broken:
             fault = broken
         tail = meter.finish()
@@ -182,13 +183,13 @@ class Serving:
         else:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
 
-    async def _relay(self, upstream: UpstreamReply, meter: StreamMeter) -> None:
+    async def _relay(self, upstream: UpstreamReply, data: bytes, meter: StreamMeter) -> None:
         """Pass the stream on as it comes, until its end, or as far as patience goes without a caller."""
         stages, caller = self._stages, self._caller
         cancels = self._admitted.call.identity.on_disconnect == "cancel"
         drains = None if cancels else stages.drains
         async with Patience(caller, drains, stages.monotonic_ns) as patience:
-            while data := await upstream.read():  # bounded by upstream.total_timeout_s
+            while data:  # bounded by upstream.total_timeout_s
                 now = stages.monotonic_ns()
                 if self._first_chunk_ns is None:
                     self._first_chunk_ns = now - self._admitted.started_ns
@@ -201,6 +202,7 @@ class Serving:
                     await _read_out(upstream, meter)
                     return
                 patience.take(len(data), now)
+                data = await upstream.read()
 
     def _owes_note(self, meter: StreamMeter, now_ns: int) -> bool:
         if self._noted_ns is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -44,7 +44,7 @@ class Answers:
     def __init__(
         self,
         status: int,
-        body: bytes | UpstreamError,
+        body: bytes | UpstreamError | list[bytes | UpstreamError],
         headers: Sequence[Header] = (),
         *,
         stream: bool = False,
@@ -52,14 +52,14 @@ class Answers:
         kind = b"text/event-stream" if stream else b"application/json"
         self.status = status
         self.headers: Sequence[Header] = [(b"content-type", kind), *headers]
-        self._body = body
+        self._reads = list(body) if isinstance(body, list) else [body]
         self.closed = 0
 
     async def read(self) -> bytes:
-        body, self._body = self._body, b""
-        if isinstance(body, UpstreamError):
-            raise body
-        return body
+        read = self._reads.pop(0) if self._reads else b""
+        if isinstance(read, UpstreamError):
+            raise read
+        return read
 
     def close(self) -> None:
         self.closed += 1
@@ -99,7 +99,10 @@ class World:
         self.headers: dict[bytes, bytes] = {}
         self.leaves_after: int | None = None
         self.clock = 10**15
-        self.chooser = Chooser(Rules(), 300.0, lambda: 0.5)
+        self.refused: list[tuple[Hashable, int]] = []
+        self.chooser = Chooser(
+            Rules(), 300.0, lambda: 0.5, refused=lambda target, status: self.refused.append((target, status))
+        )
 
     async def send(
         self, method: bytes, endpoint: Endpoint, headers: Sequence[Header], body: bytes, timeouts: Timeouts
@@ -332,7 +335,7 @@ async def test_a_stream_is_tried_elsewhere_before_it_begins_and_never_after() ->
     assert world.sent == CONTENT + DONE
     assert world.headers[b"x-spanbill-attempts"] == b"2; a,b"
     assert bill.attempts[-1].provider == "b"
-    world = World([Answers(200, CUT, stream=True)], [ok("b")], stream=True)
+    world = World([Answers(200, [CONTENT, CUT], stream=True)], [ok("b")], stream=True)
     bill = await world.serve()
     assert world.called == ["a"]
     assert bill.outcome == "upstream_incomplete"

@@ -37,22 +37,31 @@ async def test_a_target_whose_answers_break_off_is_left_alone_streamed_or_not() 
     assert whole.chooser.callable([A, B], whole.clock) == [False, True]
     streamed = World([], [], stream=True)
     for _ in range(Rules().attempts_min):
-        streamed.scripts = {"a": [Answers(200, CUT, stream=True)], "b": []}
+        streamed.scripts = {"a": [Answers(200, [CONTENT, CUT], stream=True)], "b": []}
         await streamed.serve()
     assert streamed.called == ["a"] * 5
     assert streamed.chooser.callable([A, B], streamed.clock) == [False, True]
 
 
 async def test_a_whole_reply_that_is_no_document_is_tried_elsewhere_and_may_have_been_charged() -> None:
-    for body in (b"<html>busy</html>", b"", b'{"cut":'):
+    for body in (b"<html>busy</html>", b"", b'{"cut":', b"[1]", b'data: {"a":1}'):
         world = World([Answers(200, body)], [ok("b")])
         bill = await world.serve()
         assert world.called == ["a", "b"]
         assert (bill.attempts[0].error_type, bill.attempts[0].unsettled) == ("upstream_protocol", True)
         assert standing(world, A).failures == 1
     world = World([Answers(200, b"<html>busy</html>")], attempts_max=1)
-    await world.serve()
-    assert world.sent == b"<html>busy</html>"  # nobody else can say anything: it is passed on as it came
+    with pytest.raises(UpstreamError, match="no JSON") as caught:  # as where any last attempt fails
+        await world.serve()
+    assert (caught.value.status, caught.value.code, world.sent) == (502, "upstream_protocol", b"")
+    (bill,) = world.bills
+    assert (bill.outcome, bill.error_type, bill.status) == (
+        "upstream_error",
+        "upstream_protocol",
+        "unmetered",
+    )
+    assert (bill.charge, bill.attempts[0].error_type) == (None, "upstream_protocol")
+    assert standing(world, A).failures == 1
 
 
 async def test_what_the_caller_got_wrong_says_nothing_of_the_target() -> None:

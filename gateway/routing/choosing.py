@@ -20,6 +20,8 @@ TARGETS_MAX: Final = 2_000
 """Targets that are remembered; callers choose names of models, so the one unused for longest makes room."""
 SHOWN_MAX: Final = 200
 """Targets that are told of at a time, those with most requests: working one out takes up to half a ms."""
+TOLD_NS: Final = 60_000_000_000
+"""How often it is told that a target refuses our key."""
 FRESH_NS: Final = 250_000_000
 """How long a standing that was worked out is good for decisions."""
 
@@ -47,6 +49,7 @@ class Known(msgspec.Struct, kw_only=True):
     standing: Standing = Standing()
     worked_out_ns: int = -FRESH_NS
     inside: int = 0
+    refused_ns: int = -TOLD_NS
 
 
 class Attempted(msgspec.Struct, frozen=True):
@@ -63,6 +66,7 @@ class Chooser:
     Args:
         toss: chance from 0 up to 1.
         changed: told of each target whose state of cooldown changes: (target, new state, seconds).
+        refused: told of a target that refuses our key, once in TOLD_NS: (target, status).
     """
 
     def __init__(
@@ -71,11 +75,13 @@ class Chooser:
         window_s: float,
         toss: Callable[[], float],
         changed: Callable[[Hashable, State, float], None] = lambda *_: None,
+        refused: Callable[[Hashable, int], None] = lambda *_: None,
     ) -> None:
         self._rules = rules
         self._window_s = window_s
         self._toss = toss
         self._changed = changed
+        self._refused = refused
         self._known: dict[Hashable, Known] = {}
 
     def choose(
@@ -153,6 +159,13 @@ class Chooser:
         state = known.cooldown.broke(now_ns, jitter=self._toss())
         if state is not None:
             self._changed(target, state, known.cooldown.left_s(now_ns))
+
+    def refused(self, target: Hashable, status: int, now_ns: int) -> None:
+        """Note that a target refused our key: only the operator can mend that."""
+        known = self._of(target)
+        if now_ns - known.refused_ns >= TOLD_NS:
+            known.refused_ns = now_ns
+            self._refused(target, status)
 
     def given_up(self, attempt: Attempted) -> None:
         """Note an attempt that says nothing of its target."""

@@ -26,7 +26,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         failures: share of recent attempts that failed.
         attempts_min: fewer recent attempts than this say nothing.
         recent_s: what is recent.
-        pause_s: the first pause; doubles with each failed probe, at random by a quarter.
+        pause_s: the first pause; doubles with each failed probe, at random by a quarter. Where a provider
+            asks for a time, that is the pause, and ASKED_MIN_S is what doubles.
         pause_max_s: its bound, also of what a provider asks for.
     """
 
@@ -39,6 +40,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 RECENT_MAX: Final = 200
 """Recent attempts that are remembered of a target."""
+ASKED_MIN_S: Final = 1.0
+"""Least pause where a provider asks for one: "0" and "1" are what servers say that do not know, too."""
 PROBES: Final = 4
 """Rounds of probes that must go well: 1, 2, 4, 8 at a time."""
 
@@ -140,9 +143,12 @@ class Cooldown:
         return "warm"
 
     def _cool(self, now_ns: int, jitter: float, wait_s: float | None) -> None:
-        pause = self._rules.pause_s * 2.0 ** min(self._pauses, 30) * (0.75 + jitter / 2)
-        if wait_s is not None:
-            pause = max(pause, wait_s * (1 + jitter / 4))
+        doublings = 2.0 ** min(self._pauses, 30)
+        if wait_s is None:
+            pause = self._rules.pause_s * doublings * (0.75 + jitter / 2)
+        else:
+            least = min(ASKED_MIN_S, self._rules.pause_s) * doublings
+            pause = max(least, wait_s) * (1 + jitter / 4)
         self._until_ns = now_ns + round(min(pause, self._rules.pause_max_s) * 1e9)
         self._pauses += 1
         self._passed = 0

@@ -16,10 +16,15 @@ import msgspec
 
 from gateway.core.errors import UpstreamError
 
-Cause = Literal["timeout", "server_error", "rate_limited", "connection"]
+Cause = Literal["timeout", "server_error", "rate_limited", "connection", "unauthorized"]
 """Why an attempt failed, in the words of the configuration."""
 
-CAUSES: Final[tuple[Cause, ...]] = ("timeout", "server_error", "rate_limited", "connection")
+CAUSES: Final[tuple[Cause, ...]] = ("timeout", "server_error", "rate_limited", "connection", "unauthorized")
+ONCE_ONLY: Final[frozenset[Cause | None]] = frozenset({"timeout", "unauthorized"})
+"""After these a target is not asked again: it may still be at work, and charge for it; or refuses again."""
+FORBIDDEN: Final = 403
+REFUSED: Final = frozenset({401, FORBIDDEN})
+"""What says that the operator's key is wrong, or may not do this: the caller's own was checked here."""
 SIGNALS: Final = frozenset({429, 503, 529})
 """Statuses on which `Retry-After` is a signal: it also arrives on 200, and on errors of the request."""
 _CONNECTION: Final = frozenset({"upstream_unreachable", "upstream_incomplete", "upstream_protocol"})
@@ -84,7 +89,14 @@ def cause_of_status(status: int) -> Cause | None:
     """
     if status == 429:
         return "rate_limited"
+    if status in REFUSED:
+        return "unauthorized"
     return "server_error" if status >= 500 or status == 408 else None
+
+
+def blamed(status: int) -> bool:
+    """Say whether a status counts against its target; what is forbidden may be what this caller asks for."""
+    return status != FORBIDDEN and cause_of_status(status) is not None
 
 
 def next_attempt(
@@ -129,13 +141,10 @@ def next_attempt(
 
 
 def _failed_longest_ago(failures: Sequence[Failure], targets: Sequence[bool]) -> Failure | None:
-    """Return the last failure of the target that had most time since; of one in cooldown if all are.
-
-    A provider that was too slow is not asked again: it may still be at work on it, and charge for it.
-    """
+    """Return the last failure of the target that had most time since; of one in cooldown if all are."""
     last = {failure.target: failure for failure in failures}  # in the order in which they first failed
     order = sorted(
-        [target for target in last if last[target].cause != "timeout"],
+        [target for target in last if last[target].cause not in ONCE_ONLY],
         key=lambda target: max(n for n, f in enumerate(failures) if f.target == target),
     )
     if not order:

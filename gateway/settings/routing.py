@@ -29,8 +29,10 @@ class AliasSettings(Section):
     selector: Literal["random", "in_order", "cost", "latency", "throughput", "performance"] = Field(
         "in_order", description="Which target is tried first."
     )
-    fallback_on: tuple[Literal["timeout", "server_error", "rate_limited", "connection"], ...] = Field(
-        ("timeout", "server_error", "rate_limited", "connection"),
+    fallback_on: tuple[
+        Literal["timeout", "server_error", "rate_limited", "connection", "unauthorized"], ...
+    ] = Field(
+        ("timeout", "server_error", "rate_limited", "connection", "unauthorized"),
         description="Failures after which another attempt is made.",
     )
     attempts_max: int | None = Field(None, ge=1, le=32, description="Instead of `retries.attempts_max`.")

@@ -72,9 +72,11 @@ POINTS = [
     "before the end event",
     "inside the end event",
 ]
+BEFORE_THE_FIRST_EVENT = POINTS[:2]
 CUTS = [
-    Case(f"cut {at} by {type(how).__name__}", cut(at, how), "broken", "upstream_incomplete",
-         "upstream_incomplete")
+    Case(f"cut {at} by {type(how).__name__}", cut(at, how),
+         "refused" if at in BEFORE_THE_FIRST_EVENT else "broken", "upstream_incomplete",
+         "upstream_incomplete", status=502 if at in BEFORE_THE_FIRST_EVENT else 200)
     for at in POINTS
     for how in (Close(), Reset())
 ]  # fmt: skip
@@ -99,15 +101,18 @@ STREAMS = [
         lambda w: [head("200 OK", "connection: close", kind=SSE), w.opening(), w.content(), Close()],
         "broken", "upstream_incomplete", "upstream_incomplete",
     ),
-    Case("no bytes at all", lambda w: streamed(), "broken", "upstream_incomplete", "upstream_incomplete"),
+    Case(
+        "no bytes at all", lambda w: streamed(),
+        "refused", "upstream_incomplete", "upstream_incomplete", status=502,
+    ),
     Case(
         "an empty body by its length",
         lambda w: [sized(b"", kind=SSE)],
-        "broken", "upstream_incomplete", "upstream_incomplete",
+        "refused", "upstream_incomplete", "upstream_incomplete", status=502,
     ),
     Case(
         "stall behind the head", lambda w: [STREAM_HEAD, Stall()],
-        "broken", "upstream_timeout", "upstream_timeout", hasty=True,
+        "refused", "upstream_timeout", "upstream_timeout", hasty=True, status=504,
     ),
     Case(
         "stall behind content", lambda w: [STREAM_HEAD, chunk(w.opening() + w.content()), Stall()],
@@ -116,7 +121,7 @@ STREAMS = [
     Case("stall behind the end event", lambda w: [STREAM_HEAD, chunk(w.stream()), Stall()], "official", "ok"),
     Case(
         "a drip of one byte", lambda w: [STREAM_HEAD, Repeat(chunk(b":"), every_s=0.05)],
-        "broken", "upstream_timeout", "upstream_timeout", hasty=True, steps=2,
+        "refused", "upstream_timeout", "upstream_timeout", hasty=True, steps=2, status=504,
     ),
     Case(
         "a drip of events",
@@ -169,7 +174,7 @@ STREAMS = [
     ),
     Case(
         "JSON that calls itself a stream", lambda w: [sized(w.whole(), kind=SSE)],
-        "broken", "upstream_incomplete", "upstream_incomplete",
+        "refused", "upstream_incomplete", "upstream_incomplete", status=502,
     ),
     *[
         Case(
@@ -187,7 +192,7 @@ STREAMS = [
     Case(
         "deflate that is none",
         lambda w: [head("200 OK", "content-encoding: gzip", kind=SSE), w.stream(), Close()],
-        "broken", "upstream_error", "upstream_protocol", steps=2,
+        "refused", "upstream_error", "upstream_protocol", steps=2, status=502,
     ),
 ]  # fmt: skip
 
@@ -210,14 +215,15 @@ def official(
 
 WHOLES = [
     official("in order", lambda w: [sized(w.whole())]),
-    official("malformed JSON", lambda w: [sized(w.whole()[:-5])], "upstream_error", "upstream_protocol",
-             body=lambda w: w.whole()[:-5]),
-    official("an empty body", lambda w: [sized(b"")], "upstream_error", "upstream_protocol",
-             body=lambda w: b""),
-    official("no JSON object", lambda w: [sized(b"[1]")], "upstream_error", "upstream_protocol",
-             body=lambda w: b"[1]"),
-    official("JSON of great depth", lambda w: [sized(b'{"a":' + b"[" * 100_000)], "upstream_error",
-             "upstream_protocol", body=lambda w: b'{"a":' + b"[" * 100_000),
+    official("malformed JSON", lambda w: [sized(b"{,}")], "upstream_error", "upstream_protocol",
+             body=lambda w: b"{,}"),
+    refused("JSON that stops", lambda w: [sized(w.whole()[:20])]),
+    refused("an empty body", lambda w: [sized(b"")]),
+    refused("a page", lambda w: [sized(b"<h1>hello</h1>", kind="text/html")]),
+    refused("no JSON object", lambda w: [sized(b"[1]")]),
+    refused("JSON of great depth that stops", lambda w: [sized(b'{"a":' + b"[" * 100_000)]),
+    official("JSON of great depth", lambda w: [sized(DEEP)], "upstream_error", "upstream_protocol",
+             body=lambda w: DEEP),
     official("an integer of 5,000 digits", lambda w: [sized(w.whole()[:-1] + b',"n":' + b"9" * 5000 + b"}")],
              body=lambda w: w.whole()[:-1] + b',"n":' + b"9" * 5000 + b"}"),
     official("an error inside a 200", lambda w: [sized(w.error.split(b"data: ")[1].strip())],
@@ -229,10 +235,8 @@ WHOLES = [
              "upstream_error", "upstream_error", status=429, free=True),
     official("status 500 with a page", lambda w: [sized(b"<h1>oops</h1>", "500 Oops", kind="text/html")],
              "upstream_error", "500", status=500, free=True, body=lambda w: b"<h1>oops</h1>"),
-    official("SSE that calls itself JSON", lambda w: [sized(w.stream())], "upstream_error",
-             "upstream_protocol", body=lambda w: w.stream()),
-    official("a length that is too short", lambda w: [head("200 OK", "content-length: 9") + w.whole()],
-             "upstream_error", "upstream_protocol", body=lambda w: w.whole()[:9]),
+    refused("SSE that calls itself JSON", lambda w: [sized(w.stream())]),
+    refused("a length that is too short", lambda w: [head("200 OK", "content-length: 9") + w.whole()]),
     official("a second reply in one segment", lambda w: [sized(w.whole()) + sized(b'{"stolen":1}')]),
     official("trailers", lambda w: [head("200 OK", "transfer-encoding: chunked"),
              chunk(w.whole()) + b"0\r\nx-spanbill-cost-usd: lie\r\nx-trailer: 1\r\n\r\n"]),
@@ -289,5 +293,6 @@ WHOLES = [
     refused("a drip in the body", lambda w: [head("200 OK"), Repeat(b"y", every_s=0.05)],
             "upstream_timeout", hasty=True, steps=2),
 ]  # fmt: skip
+DEEP = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BOMB = gzip.compress(bytes(DECODED_BYTES_MAX + 2**20), 9)
 CASES = [*CUTS, *STREAMS, *WHOLES]

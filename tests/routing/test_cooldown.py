@@ -47,6 +47,29 @@ def test_what_a_provider_asks_for_is_given_at_once_and_bounded() -> None:
     assert answered.ended(True, S, probe=False, jitter=0.0, wait_s=20.0) is None
 
 
+def test_it_is_left_alone_for_as_short_as_the_provider_asks_and_longer_where_that_was_not_enough() -> None:
+    for asked_s, left_s in ((0.0, 1.0), (1.0, 1.0), (2.0, 2.0)):
+        cooldown = Cooldown(RULES)
+        assert cooldown.ended(False, S, probe=False, jitter=0.0, wait_s=asked_s) == "cooling"
+        assert cooldown.left_s(S) == left_s
+    cooldown = Cooldown(RULES)
+    cooldown.ended(False, 0, probe=False, jitter=0.0, wait_s=0.0)
+    now, lefts = 0, []
+    for _ in range(12):  # it goes on asking for no time at all, and refusing
+        now += round(cooldown.left_s(now) * S)
+        assert cooldown.began(now)
+        cooldown.ended(False, now, probe=True, jitter=0.0, wait_s=0.0)
+        lefts.append(cooldown.left_s(now))
+    assert lefts[:4] == [2.0, 4.0, 8.0, 16.0]
+    assert lefts[-1] == RULES.pause_max_s
+
+
+def test_where_pauses_are_configured_to_be_short_those_that_are_asked_for_may_be_as_short() -> None:
+    cooldown = Cooldown(Rules(pause_s=0.2))
+    cooldown.ended(False, S, probe=False, jitter=0.0, wait_s=0.0)
+    assert cooldown.left_s(S) == 0.2
+
+
 def test_it_comes_back_by_one_then_two_then_four_then_eight() -> None:
     cooldown = Cooldown(RULES)
     failed(cooldown, S)

@@ -138,7 +138,7 @@ def test_no_story_breaks_a_bound(
         assert affordable[again.target]
         assert again.pause_s >= max(POLICY.pause_s / 2, last.retry_after_s or 0)
         assert waited_s + again.pause_s <= POLICY.waited_max_s
-        assert last.cause != "timeout"
+        assert last.cause not in ("timeout", "unauthorized")
     else:
         assert targets[again.target]
         assert again.pause_s == 0
@@ -149,7 +149,8 @@ def test_no_story_breaks_a_bound(
     [
         (200, None),
         (400, None),
-        (401, None),
+        (401, "unauthorized"),
+        (403, "unauthorized"),
         (404, None),
         (408, "server_error"),
         (429, "rate_limited"),

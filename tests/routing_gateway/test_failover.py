@@ -40,6 +40,11 @@ def cut(wire: Wire, *, stream: bool, last: Step) -> list[Step]:
     return [head("200 OK", "content-length: 500"), wire.whole()[:40], last]
 
 
+def begun(stream: bool) -> list[Step]:
+    """Return the head of a reply of status 200, of which nothing follows."""
+    return [STREAM_HEAD if stream else head("200 OK", "content-length: 500")]
+
+
 @dataclass(frozen=True)
 class Fault:
     """A way to fail.
@@ -67,6 +72,7 @@ FAULTS: dict[str, Fault] = {
     "500": status("500 Internal Server Error"),
     "503": status("503 Service Unavailable"),
     "529": status("529 Overloaded"),
+    "401": status("401 Unauthorized"),
     "silent": Fault(lambda wire, stream: [Stall()], "upstream_timeout", unsettled=True),
     "cut-head": Fault(
         lambda wire, stream: [b"HTTP/1.1 200 O", Close()], "upstream_incomplete", unsettled=True
@@ -78,6 +84,8 @@ FAULTS: dict[str, Fault] = {
     "page": Fault(
         lambda wire, stream: [sized(b"<html>hi</html>", kind="text/html")], "upstream_protocol", True
     ),
+    "empty": Fault(lambda wire, stream: [*begun(stream), Close()], "upstream_incomplete", True),
+    "stuck": Fault(lambda wire, stream: [*begun(stream), Stall()], "upstream_timeout", True),
     "cut-body": Fault(
         lambda wire, stream: cut(wire, stream=stream, last=Close()), "upstream_incomplete", True, begun=True
     ),
@@ -279,10 +287,12 @@ def test_the_caller_is_answered_by_the_other_and_pays_its_price_once(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", [*(kind for kind in FAULTS if kind != "page"), *ELSEWHERE])
+@pytest.mark.parametrize("kind", [*FAULTS, *ELSEWHERE])
 def test_where_nobody_answers_the_sdk_raises_its_own_error(client: Client, kind: str, mode: str) -> None:
     errors, fault = client.errors, FAULTS.get(kind)
-    expected = errors.RateLimitError if kind.startswith("429") else errors.InternalServerError
+    expected = {"429": errors.RateLimitError, "401": errors.AuthenticationError}.get(
+        kind[:3], errors.InternalServerError
+    )
     if fault is not None and fault.begun and mode == "stream":
         expected = errors.APIError
     with pytest.raises(expected):

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.app import create_app
 from gateway.routing.choosing import SHOWN_MAX
-from gateway.routing.cooldown import PROBES, RECENT_MAX, Rules
+from gateway.routing.cooldown import ASKED_MIN_S, PROBES, RECENT_MAX, Rules
 from gateway.routing.retry import Policy, RetryBudget
 from gateway.routing.selectors import EXPLORE, SAMPLES_MIN, SELECTORS, SHARPNESS
 from gateway.settings import SettingsError, load_settings
@@ -42,7 +42,8 @@ def test_the_numbers_are_those_of_the_code() -> None:
         f"at most {RetryBudget.FEW:.0f} requests at once",
         f"half of ≥ {rules.attempts_min} recent",
         f"`cooldown.recent_s` ({rules.recent_s:.0f} s), and at most {RECENT_MAX} attempts",
-        f"`pause_s` ({rules.pause_s:.0f} s), or",
+        f"`pause_s` ({rules.pause_s:.0f} s); chance",
+        f"at least {ASKED_MIN_S:.0f} s: up to a quarter",
         f"`pause_max_s` ({rules.pause_max_s / 60:.0f} minutes)",
         f"{2**PROBES - 1} probes brought an answer",
         f"{EXPLORE:.0%} of the draws".replace("%", " %"),
