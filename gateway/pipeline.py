@@ -37,7 +37,6 @@ from gateway.metering.settle import (
     ending_of_reply,
 )
 from gateway.protocols.base import StreamMeter
-from gateway.providers.reading import is_event_stream
 from gateway.providers.upstream import UpstreamReply
 from gateway.release.headers import reply_headers
 from gateway.release.relay import Caller, Patience
