@@ -17,6 +17,7 @@ from gateway.cli import ledger as ledger_commands
 from gateway.cli.costs import costs, export_app
 from gateway.cli.keys import app as keys
 from gateway.cli.prices import app as prices
+from gateway.cli.providers import app as providers
 from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
 from gateway.cli.serve import serve_forever
 from gateway.cli.stopping import settings_or_stop, stop
@@ -26,6 +27,7 @@ from otel.journal.audit import Logs
 app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, help=__doc__.splitlines()[0])
 app.add_typer(prices, name="prices")
 app.add_typer(keys, name="keys")
+app.add_typer(providers, name="providers")
 app.add_typer(ledger_commands.app)
 app.add_typer(export_app)
 app.command()(costs)

@@ -102,6 +102,12 @@ def test_what_a_base_url_ends_with_is_not_repeated(base_url: str) -> None:
     assert not card.base_url_needed
 
 
+def test_a_local_server_may_be_named_with_or_without_the_version() -> None:
+    for base_url in ("http://localhost:11434", "http://localhost:11434/", "http://localhost:11434/v1"):
+        card = load_cards({"ollama": Override(base_url=base_url)})["ollama"]
+        assert where(card, "chat_completions") == "http://localhost:11434/v1/chat/completions"
+
+
 def test_only_whole_segments_of_a_base_url_are_repeated() -> None:
     assert Origin.of("https://h/xv1").endpoint("/v1/messages").target == b"/xv1/v1/messages"
     assert Origin.of("https://h/v1").endpoint("/v1beta/x").target == b"/v1/v1beta/x"
