@@ -138,9 +138,9 @@ class Translated:
             answer = None if failure is not None else collected([*events, *reader.finish()])
         else:
             value = decoded(body)
-            failure = self._from.read_failure(value)
+            failure = self._from.read_failure(value) or (plain_failure(body) if status >= 400 else None)
             answer = None if status >= 400 or failure is not None else self._from.read_answer(value)
-            if not value or (answer is not None and reply.error_type is not None):
+            if (not value and failure is None) or (answer is not None and reply.error_type is not None):
                 failure, answer = Failure(message=_untold(status), code="upstream_protocol"), None
         if answer is not None:
             counts = {} if reply.usage is None else reply.usage.counts
@@ -229,6 +229,23 @@ def decoded(data: bytes) -> dict[str, Any]:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         value = _mended(data)
     return value if isinstance(value, dict) else {}
+
+
+def plain_failure(body: bytes) -> Failure | None:
+    """Return the error of a body that has it in no envelope of its protocol; None where it says nothing.
+
+    Mistral says `detail`, or `message`; xAI has its words right under `error`; Google puts all into a list.
+    """
+    listed = body.strip()
+    value = decoded(listed[1:-1] if listed[:1] == b"[" else listed)
+    error = value.get("error")
+    words = [
+        error.get("message") if isinstance(error, dict) else error,
+        value.get("message"),
+        value.get("detail"),
+    ]
+    message = next((word for word in words if isinstance(word, str) and word), None)
+    return None if message is None else Failure(message=message, code="upstream_error")
 
 
 def _mended(data: bytes) -> Any:

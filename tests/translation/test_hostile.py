@@ -197,3 +197,24 @@ def test_parts_may_be_numbered_oddly(door: str, spoken: str, odd: Any) -> None:
 def test_every_door_of_a_conversation_has_its_stand_ins() -> None:
     assert set(STAND_INS) == {"chat_completions", "messages", "responses"}
     assert set(TRANSLATORS) == {(door, other) for door, others in STAND_INS.items() for other in others}
+
+
+@pytest.mark.parametrize(
+    ("spoken", "body", "words"),
+    [
+        ("chat_completions", b'{"detail":"Invalid API Key"}', "Invalid API Key"),
+        ("chat_completions", b'{"object":"error","message":"slow down","code":"1300"}', "slow down"),
+        ("chat_completions", b'[{"error":{"code":400,"message":"bad key"}}]', "bad key"),
+        ("chat_completions", b'{"code":"invalid-argument","error":"no model"}', "no model"),
+        ("responses", b'{"code":"invalid-argument","error":"Incorrect API key"}', "Incorrect API key"),
+        ("messages", b'{"detail":"not found"}', "not found"),
+        ("chat_completions", b'[{"error":7},8]', "told no reason"),
+        ("responses", b"", "told no reason"),
+    ],
+)
+def test_an_error_in_a_providers_own_envelope_keeps_its_words(spoken: str, body: bytes, words: str) -> None:
+    door = "messages" if spoken != "messages" else "chat_completions"
+    translated = begun(door, spoken)
+    status, told = translated.relayed(401, body, Reply(), streamed=False)
+    assert status == 401
+    assert words in json.loads(told)["error"]["message"]
