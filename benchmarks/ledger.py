@@ -202,7 +202,6 @@ def fill(store: Store, count: int) -> dict[str, int]:
             own = list(shapes.bills[shape])
             own[0], own[ended] = record_id, START_NS + number * SPAN_NS // count
             rows.bills.append(tuple(own))
-            rows.lines.append([(record_id, *line[1:]) for line in shapes.lines[shape]])
             rows.places.append(len(rows.places))
             pico: Any = own[cost]
             name = key_of[own[account]]  # type: ignore[index]  # an id

@@ -63,7 +63,7 @@ class Expiry:
 
 def expire(connection: Connection, gateway_id: int, before_ns: int, count_max: int) -> int:
     """Move a gateway's horizon on to `before_ns`, and let at most `count_max` bills go; return how many."""
-    bills, lines = schema.bills, schema.lines
+    bills = schema.bills
     horizon_ns = horizon_of(connection, gateway_id)
     old = (bills.c.gateway_id == gateway_id, bills.c.ended_unix_ns < max(horizon_ns, before_ns))
     chosen = select(bills.c.record_id).where(*old).distinct().limit(count_max)
@@ -73,7 +73,6 @@ def expire(connection: Connection, gateway_id: int, before_ns: int, count_max: i
     if before_ns > horizon_ns:
         row = {"gateway_id": gateway_id, "before_unix_ns": before_ns}
         connection.execute(upsert_for(connection, schema.horizons, {"before_unix_ns": before_ns}), [row])
-    connection.execute(delete(lines).where(lines.c.record_id.in_(ids)))
     connection.execute(delete(bills).where(bills.c.record_id.in_(ids)))
     trim(connection, gateway_id, 2 * count_max)
     return len(ids)

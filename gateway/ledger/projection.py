@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.core.dimensions import DIMENSIONS
 from gateway.ledger.observed import observed, tally
+from gateway.ledger.packing import COUNT, Line, packed
 from gateway.ledger.schema import TOKENS, bills
 from gateway.ledger.stated import Facts, Span, facts_of, span_of
 from otel.journal.audit.bills import STATUSES
@@ -72,7 +73,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         place: in what was projected.
         rate: as in `schema.rates`, without the id; the service tier is the bill's.
-        lines: kind, dimension, model, units, rate and cost of each line of the cost.
+        lines: those of the cost.
     """
 
     place: int
@@ -81,25 +82,22 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     cost_pico: int | None
     rate: Row
-    lines: list[Row]
+    lines: list[Line]
 
 
 class Rows(msgspec.Struct, kw_only=True):
     """What a stretch of the journal comes to; rows have the columns of their tables, in their order.
 
     Args:
-        lines: for each of `bills` its own.
         accounts, routes, rates: by id, all that `bills` name.
         refused: for lines that give no row their place in what was projected, and why.
         places: for each of `bills` its place in what was projected.
         revisions: of bills here or anywhere.
         tallies: what `bills` come to in the words of the metrics.
-        shard: instead of `bills`, `lines` and `places`, the file that holds so many bills and their lines
-            (`gateway.ledger.sharding`).
+        shard: instead of `bills` and `places`, the file that holds so many bills (`gateway.ledger.sharding`).
     """
 
     bills: list[Row] = []
-    lines: list[list[Row]] = []
     accounts: dict[int, Row] = {}
     routes: dict[int, Row] = {}
     rates: dict[int, Row] = {}
@@ -140,17 +138,16 @@ class Projector:
                 if OF in a:
                     rows.revisions.append(_revision(a, place))
                     continue
-                bill, lines = self._bill(span, a, rows)
+                bill = self._bill(span, a, rows)
                 seen = observed(a, bill[_COST])  # type: ignore[arg-type]  # a cost
             except (ValueError, LookupError) as fault:  # so are msgspec's errors
                 rows.refused.append((place, _reason(fault)))
                 continue
             tally(rows.tallies, seen)
             rows.bills.append(bill)
-            rows.lines.append(lines)
             rows.places.append(place)
 
-    def _bill(self, span: Span, a: Facts, rows: Rows) -> tuple[Row, list[Row]]:
+    def _bill(self, span: Span, a: Facts, rows: Rows) -> Row:
         record_id = str(a["billing.record.id"])
         status = _status(a)
         get = a.get
@@ -180,7 +177,7 @@ class Projector:
             if units is not None:
                 _bounded(units, UNITS_MAX, "a count")
         tried = get("billing.providers_tried")
-        bill = (
+        return (
             record_id,
             SETTLED_REVISION,
             self._gateway_id,
@@ -207,9 +204,9 @@ class Projector:
             get("billing.client.request_id"),
             get("session.id"),
             get("user.id"),
+            packed(_lines(a, cost_pico) + _other_counts(a)),
+            True,
         )
-        found = _lines(a, cost_pico) + _other_counts(a)
-        return bill, [(record_id, SETTLED_REVISION, number, *line) for number, line in enumerate(found)]
 
     def _known(self, table: dict[int, Row], row: Row) -> int:
         """Return the id of what many bills share, and note that these rows need it."""
@@ -285,8 +282,8 @@ def _account(a: Facts) -> Row:
     )
 
 
-def _lines(a: Facts, cost_pico: int | None) -> list[Row]:
-    """Return kind, dimension, model, units, rate and cost of each line of the cost; none without a cost.
+def _lines(a: Facts, cost_pico: int | None) -> list[Line]:
+    """Return the lines of the cost; none without a cost.
 
     Raises:
         Refused: they are not all of the cost.
@@ -295,12 +292,12 @@ def _lines(a: Facts, cost_pico: int | None) -> list[Row]:
         return []
     texts = (*a.get("billing.cost.lines", ()), *a.get("billing.cost.adjustments", ()))
     found = [_stated(_decode_line(text)) for text in texts]
-    if sum([line[-1] for line in found]) != cost_pico:  # type: ignore[misc]  # the last one is the cost
+    if sum([line[5] for line in found]) != cost_pico:  # type: ignore[misc]  # each has one
         raise Refused("its lines do not add up to its cost")
     return found
 
 
-def _stated(line: _ChargeLine) -> Row:
+def _stated(line: _ChargeLine) -> Line:
     rate = line.rate if line.times is None else f"{line.rate} x {line.times}"
     if line.percent is not None:
         rate = f"{line.percent}%"
@@ -311,11 +308,11 @@ def _stated(line: _ChargeLine) -> Row:
     return (line.kind, name, line.model, units, rate, _pico(line.usd))
 
 
-def _other_counts(a: Facts) -> list[Row]:
+def _other_counts(a: Facts) -> list[Line]:
     if a.keys().isdisjoint(_OTHERS):
         return []
     return [
-        ("count", name, None, _bounded(a[attribute], INT64_MAX, "a count"), None, None)
+        (COUNT, name, None, _bounded(a[attribute], INT64_MAX, "a count"), None, None)
         for attribute, name in _OTHERS.items()
         if attribute in a
     ]

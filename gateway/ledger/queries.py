@@ -52,9 +52,10 @@ _ACCOUNT: Final = {
     "project": schema.accounts.c.project,
 }
 _SUMMED: Final = (
-    *("record_id", "revision", "account_id", "route_id", "status", "error_type", "cost_pico"),
+    *("account_id", "route_id", "status", "error_type", "cost_pico"),
     *(f"{name}_tokens" for name in TOKENS),
 )
+_UNASKED: Final = ("cost_lines", "current")
 _ROUTE: Final = {"provider": schema.routes.c.provider, "model": schema.routes.c.model}
 
 
@@ -195,14 +196,13 @@ def _sums(
     if grain == "bill":
         # First what lies in these hours, by the index of time, and only then whose it is: a planner that
         # begins with a user reads all bills that the user ever had.
-        near = select(day, *[table.c[name] for name in _SUMMED]).select_from(found).cte("near")
+        some = select(day, *[table.c[name] for name in _SUMMED]).select_from(found).where(counts(table))
+        near = some.cte("near")
         found = table = near.prefix_with("MATERIALIZED")
         day = table.c.label
     keys = [day, *(table.c[name] for name in ids), table.c.status]
     sums = sums_of_bills(table) if grain == "bill" else sums_of_sums(table)
     inner = select(*keys, *sums).select_from(found).where(*_where(table, filters)).group_by(*keys)
-    if grain == "bill":
-        inner = inner.where(counts(table))
     by = inner.subquery("sums")
     if not ids:
         label = [by.c.label] * ("day" in group_by)
@@ -318,7 +318,7 @@ def records(
             chosen = chosen.where(ended >= at, or_(ended > at, own > record_id))
     page = chosen.subquery("page")
     return (
-        select(*bills.c, *shared)
+        select(*(c for c in bills.c if c.name not in _UNASKED), *shared)
         .select_from(page)
         .join(bills, bills.c.record_id == page.c.record_id)
         .join(accounts, accounts.c.id == bills.c.account_id)

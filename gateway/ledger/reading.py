@@ -67,10 +67,10 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Shards(msgspec.Struct, frozen=True):
-    """Where shards are put, and the tables in them."""
+    """Where shards are put, and how the table in them is defined."""
 
     folder: Path
-    tables: tuple[str, ...]
+    table: str
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _sharded(directory: Path, stretch: Stretch, gateway_id: int, shards: Shards)
     """Put the rows of a segment into a shard; None where not all are bills, or one of them comes twice."""
     path = shards.folder / stretch.name.replace("/", "_")
     projector, rows = Projector(gateway_id), Rows()
-    shard = Shard(path, shards.tables)
+    shard = Shard(path, shards.table)
     found: _Part | None = None
     try:
         for batch in _alone(directory, stretch):

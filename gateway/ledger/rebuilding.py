@@ -18,7 +18,7 @@ import msgspec
 from gateway.ledger.batches import write_batch
 from gateway.ledger.position import Position, lost
 from gateway.ledger.reading import Read, Shards, projected
-from gateway.ledger.sharding import Spoiled, definitions
+from gateway.ledger.sharding import Spoiled, definition
 from gateway.ledger.store import Store
 from gateway.ledger.tallying import Remembered
 from gateway.ledger.writing import accept_loss, defer_sums, enrol, forget, refill
@@ -131,7 +131,7 @@ def _workshop(store: Store | None) -> Iterator[Shards | None]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
-        yield Shards(folder, store.run(definitions))
+        yield Shards(folder, store.run(definition))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

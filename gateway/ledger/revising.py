@@ -15,17 +15,23 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from gateway.ledger import schema
 from gateway.ledger.inserting import insert_missing, insert_rows
+from gateway.ledger.packing import COUNT, packed, unpacked
 from gateway.ledger.projection import NO_RATE, SETTLED_REVISION, Revision, Row, id_of, revision_of
 
 _COLUMN: Final = {name: at for at, name in enumerate(schema.bills.c.keys())}
+_ID: Final = _COLUMN["record_id"]
+_REVISION: Final = _COLUMN["revision"]
+_LINES: Final = _COLUMN["cost_lines"]
 _SERVICE_TIER: Final = list(schema.rates.c.keys()).index("service_tier") - 1
 _LOOK_UP: Final = 500
 """Ids in one statement: SQLite takes 32,766 parameters."""
-_COUNT: Final = "count"
+_CURRENT: Final = _COLUMN["current"]
+"""The last column, which rows here are without until they are written."""
+assert len(_COLUMN) - 1 == _CURRENT
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -76,76 +82,82 @@ def revise(
     tiers = _service_tiers(connection, held)
     rates: dict[int, Row] = {}
     bills: list[Row] = []
-    lines: list[Row] = []
     early: list[Arrived] = []
     for revision, place in arrived:
         own = held.get(revision.record_id)
         if own is None:
             early.append((revision, place))
             continue
-        row, its_lines, rate = _row(own[SETTLED_REVISION], revision, tiers)
+        row, rate = _row(own[SETTLED_REVISION], revision, tiers)
         before = own.get(revision.number)
         if before is not None:
-            if before == (row, its_lines):
+            if before == row:
                 done.again += 1
             else:
                 done.clashes.append((place, revision.record_id))
             continue
         newest = max(own)
-        own[revision.number] = (row, its_lines)
+        own[revision.number] = row
         done.fresh += 1
         if revision.number > newest:
-            done.touched += [own[newest][0], row]
+            done.touched += [own[newest], row]
         bills.append(row)
-        lines += its_lines
         rates |= rate
     if rates:
         insert_missing(connection, schema.rates, [(key, *rates[key]) for key in sorted(rates)])
-    insert_rows(connection, schema.bills, bills)
-    insert_rows(connection, schema.lines, lines)
+    _put(connection, bills, {record_id: max(own) for record_id, own in held.items()})
     _keep(connection, gateway_id, early, done)
     return done
 
 
-def _row(
-    settled: tuple[Row, list[Row]], revision: Revision, tiers: dict[int, str | None]
-) -> tuple[Row, list[Row], dict[int, Row]]:
-    """Return the row of a revision, its lines, and the rates that they need by their id."""
-    bill, bill_lines = settled
+def _put(connection: Connection, rows: list[Row], newest: dict[str, int]) -> None:
+    """Write rows of revisions, after those that they take the place of have said so."""
+    if not rows:
+        return
+    bills = schema.bills
+    ids = sorted({str(row[_ID]) for row in rows})
+    connection.execute(
+        update(bills)
+        .where(bills.c.record_id == bindparam("own_id"), bills.c.revision < bindparam("newest"))
+        .where(bills.c.current.is_(True))
+        .values(current=False),
+        [{"own_id": record_id, "newest": newest[record_id]} for record_id in ids],
+    )
+    whole = [(*row, row[_REVISION] == newest[str(row[_ID])]) for row in rows]
+    insert_rows(connection, bills, whole)
+
+
+def _row(bill: Row, revision: Revision, tiers: dict[int, str | None]) -> tuple[Row, dict[int, Row]]:
+    """Return the row of a revision, and the rates that it needs by their id."""
     before: Any = bill[_COLUMN["rate_id"]]
     rate = list(revision.rate)
     rate[_SERVICE_TIER] = tiers.get(before)
     rate_id = None if tuple(rate) == NO_RATE else id_of(tuple(rate))
     row = list(bill)
-    row[_COLUMN["revision"]] = revision.number
+    row[_REVISION] = revision.number
     row[_COLUMN["status"]] = revision.status
     row[_COLUMN["rate_id"]] = rate_id
     row[_COLUMN["cost_pico"]] = revision.cost_pico
-    counts = [line[3:] for line in bill_lines if line[3] == _COUNT]
-    found = enumerate([*revision.lines, *counts])
-    own = [(revision.record_id, revision.number, at, *line) for at, line in found]
-    return tuple(row), own, {} if rate_id is None else {rate_id: tuple(rate)}
+    settled: Any = bill[_LINES]
+    counts = [line for line in unpacked(settled) if line[0] == COUNT]
+    row[_LINES] = packed([*revision.lines, *counts])
+    return tuple(row), {} if rate_id is None else {rate_id: tuple(rate)}
 
 
-def _held(connection: Connection, ids: list[str]) -> dict[str, dict[int, tuple[Row, list[Row]]]]:
+def _held(connection: Connection, ids: list[str]) -> dict[str, dict[int, Row]]:
     """Return all rows of some bills by their numbers, of those that are here."""
-    bills, lines = schema.bills, schema.lines
-    found: dict[str, dict[int, tuple[Row, list[Row]]]] = {}
+    bills = schema.bills
+    found: dict[str, dict[int, Row]] = {}
     for at in range(0, len(ids), _LOOK_UP):
         some = ids[at : at + _LOOK_UP]
         for bill in connection.execute(select(bills).where(bills.c.record_id.in_(some))):
-            found.setdefault(bill.record_id, {})[bill.revision] = (tuple(bill), [])
-        chosen = select(lines).where(lines.c.record_id.in_(some)).order_by(lines.c.line)
-        for line in connection.execute(chosen):
-            found[line.record_id][line.revision][1].append(tuple(line))
+            found.setdefault(bill.record_id, {})[bill.revision] = tuple(bill)[:_CURRENT]
     return found
 
 
-def _service_tiers(
-    connection: Connection, held: dict[str, dict[int, tuple[Row, list[Row]]]]
-) -> dict[int, str | None]:
+def _service_tiers(connection: Connection, held: dict[str, dict[int, Row]]) -> dict[int, str | None]:
     rates = schema.rates
-    ids = sorted({int(own[SETTLED_REVISION][0][_COLUMN["rate_id"]] or 0) for own in held.values()})
+    ids = sorted({int(own[SETTLED_REVISION][_COLUMN["rate_id"]] or 0) for own in held.values()})
     found: dict[int, str | None] = {}
     for at in range(0, len(ids), _LOOK_UP):
         chosen = select(rates.c.id, rates.c.service_tier).where(rates.c.id.in_(ids[at : at + _LOOK_UP]))

@@ -6,14 +6,14 @@ pico-USD, and are put together by `total_pico`. What many bills have in common (
 rates) stands once, under an id that is a hash of it, so that every ledger makes the same ids.
 
 A bill's hour is the one in which it was settled (`ended_unix_ns`). Rows are only ever added; the revision
-with the highest number is the one that counts, which is what `current_bills` shows.
+with the highest number is the one that counts (`current`), which is what `current_bills` shows.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, column, table
 
 PICO_PER_MILLI: Final = 10**9
 """Pico-USD in a milli-USD: where a sum of money is cut in two."""
@@ -128,27 +128,29 @@ bills: Final = Table(
     _maybe_text("client_request_id"),
     _maybe_text("session_id"),
     _maybe_text("end_user"),
+    _maybe_text("cost_lines"),
+    Column("current", Boolean, nullable=False),
     Index("bills_ended", "ended_unix_ns", "record_id"),
     Index("bills_account", "account_id", "ended_unix_ns", "record_id"),
     sqlite_with_rowid=False,
 )
-"""One row for each revision of each bill."""
+"""One row for each revision of each bill. `cost_lines` is what `lines` shows, as `gateway.ledger.packing` has
+it; `current` is true for the newest revision, and the one thing that changes in a row."""
 
-lines: Final = Table(
+lines: Final = table(
     "lines",
-    metadata,
-    _key("record_id"),
-    Column("revision", Integer, primary_key=True, autoincrement=False),
-    Column("line", Integer, primary_key=True, autoincrement=False),
-    _text("kind"),
-    _text("dimension"),
-    _maybe_text("model"),
-    _maybe_int("units"),
-    _maybe_text("rate"),
-    _maybe_int("cost_pico"),
-    sqlite_with_rowid=False,
+    column("record_id", Text),
+    column("revision", Integer),
+    column("line", Integer),
+    column("kind", Text),
+    column("dimension", Text),
+    column("model", Text),
+    column("units", BigInteger),
+    column("rate", Text),
+    column("cost_pico", BigInteger),
 )
-"""What the cost is made of, and counts that have no column in `bills`."""
+"""A view: what the cost is made of, and counts that have no column in `bills`. Three rows a bill, each with
+the bill's id, took half of a ledger and of the time to write it."""
 
 
 def _sums() -> list[Column[int]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,8 @@ from gateway.ledger.projection import Rows
 
 NAME: Final = "shard"
 """What a shard is called in the connection that takes it over."""
-_TABLES: Final = (schema.bills.name, schema.lines.name)
+_BILLS: Final = schema.bills.name
+_INSERT: Final = f"INSERT INTO {_BILLS} VALUES ({','.join('?' * len(schema.bills.columns))})"  # noqa: S608
 _PRAGMAS: Final = (
     "page_size=65536",
     "journal_mode=OFF",
@@ -37,10 +37,9 @@ class Spoiled(Exception):
     """A shard has a bill that is there already."""
 
 
-def definitions(connection: Connection) -> tuple[str, ...]:
-    """Return how a ledger defines a shard's tables: only copies of the same definition are copied fast."""
-    rows = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name IN (?, ?)", _TABLES)
-    return tuple(str(sql) for sql in rows.scalars())
+def definition(connection: Connection) -> str:
+    """Return how a ledger defines a shard's table: only copies of the same definition are copied fast."""
+    return str(connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = ?", (_BILLS,)).scalar())
 
 
 class Shard:
@@ -50,27 +49,23 @@ class Shard:
         sqlite3.Error: it cannot be written.
     """
 
-    def __init__(self, path: Path, tables: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, table: str) -> None:
         self.bills = 0
         self._file = sqlite3.connect(path, isolation_level=None)
         for pragma in _PRAGMAS:
             self._file.execute(f"PRAGMA {pragma}")
-        for sql in tables:
-            self._file.execute(sql)
+        self._file.execute(table)
         self._file.execute("BEGIN")
 
     def take(self, rows: Rows) -> None:
-        """Move bills and lines from `rows` to the shard.
+        """Move bills from `rows` to the shard.
 
         Raises:
             sqlite3.IntegrityError: a bill comes twice; the shard is of no use.
         """
         self.bills += len(rows.bills)
-        lines = list(chain.from_iterable(rows.lines))
-        for table, some in ((schema.bills, rows.bills), (schema.lines, lines)):
-            marks = ",".join("?" * len(table.columns))
-            self._file.executemany(f"INSERT INTO {table.name} VALUES ({marks})", some)  # noqa: S608
-        rows.bills, rows.lines, rows.places = [], [], []
+        self._file.executemany(_INSERT, rows.bills)
+        rows.bills, rows.places = [], []
 
     def close(self) -> None:
         """Finish the file."""
@@ -86,12 +81,11 @@ def take_over(connection: Connection) -> None:
         Spoiled: nothing must be kept of this transaction.
     """
     try:
-        for name in _TABLES:
-            connection.exec_driver_sql(f"INSERT INTO {name} SELECT * FROM {NAME}.{name}")  # noqa: S608
+        connection.exec_driver_sql(f"INSERT INTO {_BILLS} SELECT * FROM {NAME}.{_BILLS}")  # noqa: S608
     except IntegrityError as fault:
         raise Spoiled from fault
 
 
 def ids_in(connection: Connection) -> Iterator[str]:
     """Yield the ids of the bills in that shard."""
-    yield from connection.exec_driver_sql(f"SELECT record_id FROM {NAME}.{_TABLES[0]}").scalars()  # noqa: S608
+    yield from connection.exec_driver_sql(f"SELECT record_id FROM {NAME}.{_BILLS}").scalars()  # noqa: S608

@@ -144,7 +144,6 @@ def _prepare(connection: Any, _: object) -> None:
         "synchronous=FULL",
         "temp_store=MEMORY",
         f"cache_size=-{CACHE_KIB}",
-        "trusted_schema=OFF",
     ):
         connection.execute(f"PRAGMA {pragma}")
 

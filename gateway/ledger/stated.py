@@ -46,6 +46,8 @@ class _Resource(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _decode: Final = msgspec.json.Decoder(_Resource).decode
+_NOTHING: Final = object()
+"""The value of an attribute of a type that we do not know."""
 _NUL: Final = b"\\u0000"
 
 
@@ -55,7 +57,8 @@ def span_of(inner: bytes) -> Span:
     Raises:
         ValueError: there is not exactly one (msgspec's errors are such).
     """
-    if _NUL in inner:  # PostgreSQL's text has none
+    escape = inner.find(b"\\")  # the first one stands near the end, in lines of a cost
+    if escape >= 0 and inner.find(_NUL, escape) >= 0:  # PostgreSQL's text has none
         inner = inner.replace(_NUL, b"\\ufffd")
     (scope,) = _decode(inner).scope_spans
     (span,) = scope.spans
@@ -64,17 +67,24 @@ def span_of(inner: bytes) -> Span:
 
 def facts_of(span: Span) -> Facts:
     """Return the attributes of a span."""
-    facts: Facts = {}
-    for pair in span.attributes:
-        value = pair.value
-        if value.stringValue is not None:
-            facts[pair.key] = value.stringValue
-        elif value.intValue is not None:
-            facts[pair.key] = int(value.intValue)
-        elif value.doubleValue is not None:
-            facts[pair.key] = value.doubleValue
-        elif value.boolValue is not None:
-            facts[pair.key] = value.boolValue
-        elif value.arrayValue is not None:
-            facts[pair.key] = [item["stringValue"] for item in value.arrayValue.values]
+    facts = {
+        pair.key: text
+        if (text := (value := pair.value).stringValue) is not None
+        else int(digits)
+        if (digits := value.intValue) is not None
+        else _other(value)
+        for pair in span.attributes
+    }
+    if _NOTHING in facts.values():
+        return {name: value for name, value in facts.items() if value is not _NOTHING}
     return facts
+
+
+def _other(value: _Value) -> object:
+    if value.doubleValue is not None:
+        return value.doubleValue
+    if value.boolValue is not None:
+        return value.boolValue
+    if value.arrayValue is not None:
+        return [item["stringValue"] for item in value.arrayValue.values]
+    return _NOTHING

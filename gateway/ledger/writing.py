@@ -11,7 +11,6 @@ The cursor moves only from where it was read: of two that follow one journal the
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Final
 
 import asyncpg
@@ -33,6 +32,7 @@ from gateway.ledger.upserting import upsert_for
 _LOOK_UP: Final = 500
 """Ids in one statement: SQLite takes 32,766 parameters."""
 _GATEWAY: Final = list(schema.bills.c.keys()).index("gateway_id")
+_CURRENT: Final = list(schema.bills.c.keys()).index("current")
 
 
 _Inserted = tuple[list[Row], list[int], list[tuple[int, str]]]
@@ -167,8 +167,6 @@ def sums_due(connection: Connection, gateway_id: int) -> bool:
 
 def forget(connection: Connection, gateway_id: int) -> None:
     """Delete all that came from a gateway's journal; what bills share stays."""
-    own = select(schema.bills.c.record_id).where(schema.bills.c.gateway_id == gateway_id)
-    connection.execute(delete(schema.lines).where(schema.lines.c.record_id.in_(own)))
     for table in (
         schema.bills,
         *schema.ROLLUPS,
@@ -233,7 +231,6 @@ def _insert_bills(connection: Connection, rows: Rows) -> _Inserted:
     try:
         with connection.begin_nested():
             insert_rows(connection, schema.bills, rows.bills)
-            insert_rows(connection, schema.lines, list(chain.from_iterable(rows.lines)))
     except (IntegrityError, asyncpg.UniqueViolationError):
         return _insert_new(connection, rows)
     return rows.bills, rows.places, []
@@ -243,41 +240,37 @@ def _insert_new(connection: Connection, rows: Rows) -> _Inserted:
     """Insert rows of which some are known already."""
     held = _held(connection, [str(bill[0]) for bill in rows.bills])
     fresh: list[Row] = []
-    fresh_lines: list[Row] = []
     places: list[int] = []
     clashes: list[tuple[int, str]] = []
-    for place, bill, lines in zip(rows.places, rows.bills, rows.lines, strict=True):
+    for place, bill in zip(rows.places, rows.bills, strict=True):
         record_id = str(bill[0])
-        before = held.setdefault(record_id, (bill, lines))
-        if before[0] is bill:
+        before = held.setdefault(record_id, bill)
+        if before is bill:
             fresh.append(bill)
-            fresh_lines += lines
             places.append(place)
-        elif _content(bill) != _content(before[0]) or lines != before[1]:
+        elif _content(bill) != _content(before):
             clashes.append((place, record_id))
     insert_rows(connection, schema.bills, fresh)
-    insert_rows(connection, schema.lines, fresh_lines)
     return fresh, places, clashes
 
 
 def _content(bill: Row) -> Row:
-    """Return what two deliveries of a bill must agree in: all but whose copy of the journal it came from."""
-    return (*bill[:_GATEWAY], *bill[_GATEWAY + 1 :])
+    """Return what two deliveries of a bill must agree in.
+
+    All but whose copy of the journal it came from, and whether it was revised since.
+    """
+    return (*bill[:_GATEWAY], *bill[_GATEWAY + 1 : _CURRENT])
 
 
-def _held(connection: Connection, ids: list[str]) -> dict[str, tuple[Row, list[Row]]]:
+def _held(connection: Connection, ids: list[str]) -> dict[str, Row]:
     """Return the rows, as first settled, of those ids that are there."""
-    bills, lines = schema.bills, schema.lines
-    found: dict[str, tuple[Row, list[Row]]] = {}
+    bills = schema.bills
+    found: dict[str, Row] = {}
     for at in range(0, len(ids), _LOOK_UP):
         some = ids[at : at + _LOOK_UP]
         first = bills.c.revision == SETTLED_REVISION
         for bill in connection.execute(select(bills).where(bills.c.record_id.in_(some), first)):
-            found[bill[0]] = (tuple(bill), [])
-        own = lines.c.revision == SETTLED_REVISION
-        chosen = select(lines).where(lines.c.record_id.in_(some), own).order_by(lines.c.line)
-        for line in connection.execute(chosen):
-            found[line[0]][1].append(tuple(line))
+            found[bill[0]] = tuple(bill)
     return found
 
 

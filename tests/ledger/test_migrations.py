@@ -39,7 +39,7 @@ def test_each_revision_comes_up_to_the_newest(
     store.open()
     assert store.run(revision_of) == known_revisions()[0]
     assert store.run(differences) == []
-    assert store.run(lambda c: inspect(c).get_view_names()) == ["current_bills"]
+    assert store.run(lambda c: inspect(c).get_view_names()) == ["current_bills", "lines"]
 
 
 def test_a_schema_that_misses_something_is_seen_to_differ(ledger: MakeStore) -> None:

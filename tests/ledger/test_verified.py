@@ -97,7 +97,7 @@ TAMPERED = {
     "ended_unix_ns, trace_id, span_id, account_id, route_id, rate_id, status, outcome, error_type, "
     "http_status, attempts, providers_tried, stream, input_tokens, output_tokens, cache_read_tokens, "
     "cache_write_tokens, reasoning_tokens, usage_source, cost_pico, reported_cost_usd, latency_us, "
-    "first_chunk_us, client_request_id, session_id, end_user FROM bills",
+    "first_chunk_us, client_request_id, session_id, end_user, cost_lines, current FROM bills",
     "ledger_sum": "UPDATE costs_total SET cost_rest_pico = cost_rest_pico + 1",
 }
 

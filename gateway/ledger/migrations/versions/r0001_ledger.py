@@ -25,18 +25,32 @@ JOIN gateways g ON g.id = b.gateway_id
 JOIN accounts a ON a.id = b.account_id
 JOIN routes r ON r.id = b.route_id
 LEFT JOIN rates p ON p.id = b.rate_id
-WHERE NOT EXISTS (SELECT 1 FROM bills n WHERE n.record_id = b.record_id AND n.revision > b.revision)
+WHERE b.current
+"""
+LINES_SQLITE = """
+CREATE VIEW lines AS
+SELECT b.record_id, b.revision, j.key AS line,
+    json_extract(j.value, '$[0]') AS kind, json_extract(j.value, '$[1]') AS dimension,
+    json_extract(j.value, '$[2]') AS model, json_extract(j.value, '$[3]') AS units,
+    json_extract(j.value, '$[4]') AS rate, json_extract(j.value, '$[5]') AS cost_pico
+FROM bills b, json_each(b.cost_lines) j
+"""
+LINES_POSTGRESQL = """
+CREATE VIEW lines AS
+SELECT b.record_id, b.revision, (j.number - 1)::integer AS line,
+    j.line->>0 AS kind, j.line->>1 AS dimension, j.line->>2 AS model,
+    (j.line->>3)::bigint AS units, j.line->>4 AS rate, (j.line->>5)::bigint AS cost_pico
+FROM bills b, jsonb_array_elements(b.cost_lines::jsonb) WITH ORDINALITY AS j(line, number)
 """
 
 
 def upgrade() -> None:
-    """Make the tables and the view of the bills that count."""
+    """Make the tables and the views of the bills that count and of the lines of their costs."""
     _gateways()
     _accounts()
     _routes()
     _rates()
     _bills()
-    _lines()
     _costs_hourly()
     _costs_daily()
     _costs_daily_accounts()
@@ -49,6 +63,7 @@ def upgrade() -> None:
     _tallies()
     _feed()
     op.execute(CURRENT_BILLS)
+    op.execute(LINES_POSTGRESQL if op.get_bind().dialect.name == "postgresql" else LINES_SQLITE)
 
 
 def _gateways() -> None:
@@ -134,26 +149,12 @@ def _bills() -> None:
         sa.Column("client_request_id", sa.Text()),
         sa.Column("session_id", sa.Text()),
         sa.Column("end_user", sa.Text()),
+        sa.Column("cost_lines", sa.Text()),
+        sa.Column("current", sa.Boolean(), nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_index("bills_account", "bills", ["account_id", "ended_unix_ns", "record_id"])
     op.create_index("bills_ended", "bills", ["ended_unix_ns", "record_id"])
-
-
-def _lines() -> None:
-    op.create_table(
-        "lines",
-        sa.Column("record_id", sa.Text(), primary_key=True),
-        sa.Column("revision", sa.Integer(), primary_key=True, autoincrement=False),
-        sa.Column("line", sa.Integer(), primary_key=True, autoincrement=False),
-        sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("dimension", sa.Text(), nullable=False),
-        sa.Column("model", sa.Text()),
-        sa.Column("units", sa.BigInteger()),
-        sa.Column("rate", sa.Text()),
-        sa.Column("cost_pico", sa.BigInteger()),
-        sqlite_with_rowid=False,
-    )
 
 
 def _costs_hourly() -> None:
