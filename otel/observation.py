@@ -71,7 +71,7 @@ class Tally(msgspec.Struct, kw_only=True):
         if o.time_to_first_chunk_ns is not None:
             self.first_chunk[bisect_left(_FIRST_CHUNK_NS, o.time_to_first_chunk_ns)] += 1
             self.first_chunk_ns += o.time_to_first_chunk_ns
-        for before, after in fallbacks_of(o.tried):
+        for before, after in fallbacks_of(o.tried) if len(o.tried) > 1 else ():
             pair = f"{before}{TO}{after}"
             self.fallbacks[pair] = self.fallbacks.get(pair, 0) + 1
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.core.answered import status_of
-from gateway.core.dimensions import DIMENSIONS
-from gateway.ledger.stated import Facts
+from gateway.ledger.stated import Counted, Facts
 from otel.observation import Observation, Tally, TallyLabels, labels_of
 
-_COUNTS: Final = {d.attribute: name for name, d in DIMENSIONS.items()} | {
-    "gen_ai.usage.cache_creation.input_tokens": "cache_write"
-}
 NOBODY: Final = "none"
 """The provider of a bill that called none."""
 
 
-def observed(a: Facts, cost_pico: int | None) -> Observation:
+def observed(a: Facts, counted: Counted, cost_pico: int | None) -> Observation:
     """Return what the metrics count of a bill.
 
     Raises:
@@ -35,7 +31,7 @@ def observed(a: Facts, cost_pico: int | None) -> Observation:
         latency_ns=round(a["billing.latency_ms"] * 1e6),
         error_type=error_type,
         cost_pico_usd=cost_pico,
-        tokens={_COUNTS[name]: a[name] for name in _COUNTS.keys() & a.keys()},
+        tokens={dimension: a[name] for name, dimension in counted},
         time_to_first_chunk_ns=None if first_s is None else round(first_s * 1e9),
         tried=tuple(get("billing.providers_tried", ())),
     )

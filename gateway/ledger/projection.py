@@ -17,7 +17,7 @@ from gateway.core.dimensions import DIMENSIONS
 from gateway.ledger.observed import observed, tally
 from gateway.ledger.packing import COUNT, Line, packed
 from gateway.ledger.schema import TOKENS, bills
-from gateway.ledger.stated import Facts, Span, facts_of, span_of
+from gateway.ledger.stated import Counted, Facts, Span, counts_in, facts_of, span_of
 from otel.journal.audit.bills import STATUSES
 from otel.observation import Tally, TallyLabels
 
@@ -64,7 +64,6 @@ _NUMBERS: Final = (int, float)
 _TEN_TO: Final[list[int]] = [10**power for power in range(PLACES + 1)]
 _CACHE_WRITE_OLDER: Final = "gen_ai.usage.cache_creation.input_tokens"
 _OWN_ATTRIBUTES: Final = tuple(DIMENSIONS[name].attribute for name in TOKENS)
-_OTHERS: Final = {d.attribute: name for name, d in DIMENSIONS.items() if name not in TOKENS}
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +113,7 @@ def tallies_of(spans: Iterable[bytes]) -> dict[TallyLabels, Tally]:
     for inner in spans:
         a = facts_of(span_of(inner))
         cost = a.get("billing.cost.usd")
-        tally(found, observed(a, None if cost is None else _pico(cost)))
+        tally(found, observed(a, counts_in(a), None if cost is None else _pico(cost)))
     return found
 
 
@@ -138,8 +137,9 @@ class Projector:
                 if OF in a:
                     rows.revisions.append(_revision(a, place))
                     continue
-                bill = self._bill(span, a, rows)
-                seen = observed(a, bill[_COST])  # type: ignore[arg-type]  # a cost
+                counted = counts_in(a)
+                bill = self._bill(span, a, counted, rows)
+                seen = observed(a, counted, bill[_COST])  # type: ignore[arg-type]  # a cost
             except (ValueError, LookupError) as fault:  # so are msgspec's errors
                 rows.refused.append((place, _reason(fault)))
                 continue
@@ -147,7 +147,7 @@ class Projector:
             rows.bills.append(bill)
             rows.places.append(place)
 
-    def _bill(self, span: Span, a: Facts, rows: Rows) -> Row:
+    def _bill(self, span: Span[str], a: Facts, counted: Counted, rows: Rows) -> Row:
         record_id = str(a["billing.record.id"])
         status = _status(a)
         get = a.get
@@ -174,7 +174,7 @@ class Projector:
         if counts[3] is None:
             counts[3] = get(_CACHE_WRITE_OLDER)
         for units in counts:
-            if units is not None:
+            if units is not None and (type(units) is not int or not 0 <= units <= UNITS_MAX):
                 _bounded(units, UNITS_MAX, "a count")
         tried = get("billing.providers_tried")
         return (
@@ -204,7 +204,7 @@ class Projector:
             get("billing.client.request_id"),
             get("session.id"),
             get("user.id"),
-            packed(_lines(a, cost_pico) + _other_counts(a)),
+            packed(_lines(a, cost_pico) + _other_counts(a, counted)),
             True,
         )
 
@@ -308,13 +308,11 @@ def _stated(line: _ChargeLine) -> Line:
     return (line.kind, name, line.model, units, rate, _pico(line.usd))
 
 
-def _other_counts(a: Facts) -> list[Line]:
-    if a.keys().isdisjoint(_OTHERS):
-        return []
+def _other_counts(a: Facts, counted: Counted) -> list[Line]:
     return [
-        (COUNT, name, None, _bounded(a[attribute], INT64_MAX, "a count"), None, None)
-        for attribute, name in _OTHERS.items()
-        if attribute in a
+        (COUNT, dimension, None, _bounded(a[name], INT64_MAX, "a count"), None, None)
+        for name, dimension in counted
+        if dimension not in TOKENS
     ]
 
 
@@ -326,15 +324,10 @@ def _pico(usd: object) -> int:
     """
     if type(usd) is not str or not usd.isascii():
         raise Refused(f"{usd!r:.60} is no exact amount of USD")
-    whole, point, fraction = usd.partition(".")
-    if (
-        point
-        and len(whole) <= WHOLE_MAX
-        and len(fraction) <= PLACES
-        and whole.isdigit()
-        and fraction.isdigit()
-    ):
-        return int(whole + fraction) * _TEN_TO[PLACES - len(fraction)]  # as nearly all are
+    whole, _, fraction = usd.partition(".")
+    places = len(fraction)
+    if whole and 0 < places <= PLACES and len(whole) <= WHOLE_MAX and (digits := whole + fraction).isdigit():
+        return int(digits) * _TEN_TO[PLACES - places]  # as nearly all are
     below_zero = usd.startswith("-")
     whole, point, fraction = (usd[1:] if below_zero else usd).partition(".")
     digits = whole + fraction

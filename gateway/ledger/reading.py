@@ -32,6 +32,8 @@ from otel.journal.reader import Batch, Reader, Stretch
 
 LINES_MAX: Final = 4_000
 """Bills in one batch, and so in one transaction."""
+SHARD_LINES: Final = 250
+"""Bills that are put into a shard at once: few enough for the processor's cache."""
 BYTES_MAX: Final = 32 * 1024 * 1024
 AHEAD: Final = 1
 """Segments that wait to be written for each process, some ten MiB each, besides those in work."""
@@ -197,7 +199,7 @@ def _sharded(directory: Path, stretch: Stretch, gateway_id: int, shards: Shards)
     shard = Shard(path, shards.table)
     found: _Part | None = None
     try:
-        for batch in _alone(directory, stretch):
+        for batch in _alone(directory, stretch, SHARD_LINES):
             projector.add(rows, batch.spans)
             if rows.refused or rows.revisions:
                 found = None
@@ -214,10 +216,10 @@ def _sharded(directory: Path, stretch: Stretch, gateway_id: int, shards: Shards)
     return found
 
 
-def _alone(directory: Path, stretch: Stretch) -> Iterator[Batch]:
+def _alone(directory: Path, stretch: Stretch, lines_max: int = LINES_MAX) -> Iterator[Batch]:
     first = msgspec.structs.replace(stretch, first=True)
     position = Position({}, {})
-    yield from Reader(directory, position).batches_of(first, LINES_MAX, BYTES_MAX)
+    yield from Reader(directory, position).batches_of(first, lines_max, BYTES_MAX)
 
 
 def _passed_before(directory: Path, stretch: Stretch) -> int:
