@@ -28,6 +28,7 @@ from gateway import __version__
 from gateway.admission.gate import Gate
 from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
+from gateway.apart import Apart
 from gateway.api.access import Access
 from gateway.api.budgets import budgets_router
 from gateway.api.correlation import Ids
@@ -58,10 +59,12 @@ from gateway.assembly import (
 )
 from gateway.assembly_routing import chooser_of, cost_of, routes_of
 from gateway.behind import Behind
+from gateway.beside import Beside
 from gateway.budgeting import Budgeting
 from gateway.control.plane import Plane
+from gateway.forking import Child
 from gateway.limiting import Limiting
-from gateway.logs import LineWriter
+from gateway.logs import LineWriter, lines_health
 from gateway.metering import tokenizer
 from gateway.pricing.catalogue import CatalogueError
 from gateway.protocols import PROTOCOLS
@@ -99,14 +102,18 @@ SETTLE_CHECK_S: Final = 0.01
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of several workers this process is; their supervisor holds the journal's folder.
+    """What this process has, of several of its gateway.
 
     Args:
-        board: where all of them publish their metrics.
+        number: among the workers.
+        board: where all processes publish their metrics.
+        behind: the process of `gateway.apart`, where this is the only worker. None where there is a
+            supervisor, which sees to that process, and holds the journal's folder.
     """
 
     number: int
     board: Board
+    behind: Child | None = None
 
 
 def create_app(
@@ -125,7 +132,7 @@ def create_app(
         keys: further virtual keys (the demo key).
         lines: where the request log goes.
         transport, files: instead of the configured network and the disk, for tests.
-        worker: None where this process is the whole gateway.
+        worker: None where this process is the whole gateway, with what comes behind the journal in threads.
 
     Raises:
         SettingsError: keys, providers or prices cannot be used.
@@ -169,12 +176,14 @@ def create_app(
     prices = prices_of(book)
     routes = routes_of(settings, router, providers)
     chooser, cost = chooser_of(settings, random.random), cost_of(book)
-    behind = Behind(settings, files, environ, operator=access.operator_in)
-    ledger = Ledger(behind.asker, settings.journal.directory, files)
+    beside = Beside(settings, files, operator=access.operator_in)
+    behind = Behind(settings, files, environ)
+    ledger = Ledger(beside.asker, settings.journal.directory, files)
     metrics = Metrics(
         lambda: [
             *_own_health(writer, lines),
             *behind.health(),
+            *beside.health(),
             *plane.health(),
             *limiting.health(),
             *budgeting.health(),
@@ -196,8 +205,8 @@ def create_app(
         metrics,
         traces,
         lines if settings.logging.requests else None,
-        usage=behind.usage,
-        errors=behind.errors,
+        usage=beside.usage,
+        errors=beside.errors,
     )
     network = transport or Switch(
         transport_for(settings.upstream.transport),
@@ -247,7 +256,7 @@ def create_app(
             own_key_router(access),
             own_limits_router(access, limiting.guard),
             keys_router(access, plane.keys),
-            selfcheck_router(access, behind.check(counters.whole).check),
+            selfcheck_router(access, beside.check(behind.cursor, counters.whole).check),
             costs_router(access, ledger),
             exports_router(access, ledger),
             budgets_router(access, budgeting.desk),
@@ -258,13 +267,15 @@ def create_app(
             writer,
             Siblings(settings.journal.directory, files, writer, recorder, prices, observer.exchange),
             gate,
-            behind,
+            beside,
+            _whose(behind, worker),
             plane,
             limiting,
             budgeting,
             network,
             traces,
             shared,
+            alone=worker is None or worker.behind is not None,
         ),
     )
     return Doors(
@@ -282,8 +293,15 @@ def create_app(
         gate=gate,
         refused=observer.refusal,
         served=observer.served,
-        captures=behind.captures,
+        captures=beside.captures,
     )
+
+
+def _whose(behind: Behind, worker: Worker | None) -> Behind | Apart | None:
+    """Return what this process starts and stops of what comes behind the journal."""
+    if worker is None:
+        return behind
+    return None if worker.behind is None else Apart(worker.behind, behind)
 
 
 def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:
@@ -302,7 +320,7 @@ def _own_health(writer: JournalWriter, lines: LineWriter | None) -> Iterable[Rea
     yield gauge("llm_gateway_journal_writable", "1 while bills can be written.", writable, least=True)
     yield gauge("llm_gateway_workers", "Workers that serve.", 1)
     if lines is not None:
-        yield counter("llm_gateway_log_lines_dropped", "Log lines that nobody read in time.", lines.dropped)
+        yield from lines_health(lines)
 
 
 def _lifespan(
@@ -310,27 +328,32 @@ def _lifespan(
     writer: JournalWriter,
     siblings: Siblings,
     gate: Gate,
-    behind: Behind,
+    beside: Beside,
+    behind: Behind | Apart | None,
     plane: Plane,
     limiting: Limiting,
     budgeting: Budgeting,
     network: Transport,
     traces: Traces,
     shared: SharedMetrics | None,
+    *,
+    alone: bool,
 ) -> Callable[[FastAPI], Any]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(plane.start)
         with contextlib.ExitStack() as held:
             with starting(directory):
-                if shared is None:
+                if alone:
                     held.enter_context(locked(directory))
                 await siblings.start()
             await limiting.start()
             tasks = [asyncio.create_task(_tend(writer))]
-            if shared is not None:
+            if shared is not None and not alone:
                 tasks += [asyncio.create_task(siblings.watch()), asyncio.create_task(_publish(shared))]
-            behind.start()
+            beside.start()
+            if behind is not None:
+                behind.start()
             await budgeting.start()
             gc.collect()
             gc.freeze()
@@ -349,7 +372,9 @@ def _lifespan(
                         "bills could not be written; the next start writes them, as interrupted",
                         extra={"journal": str(directory), "why": writer.fault},
                     )
-                behind.stop()
+                if behind is not None:
+                    behind.stop()
+                beside.stop()
                 await asyncio.to_thread(plane.stop)
                 await budgeting.stop()
                 if shared is not None:

@@ -1,7 +1,8 @@
-"""Behind: what comes after the journal, beside requests: delivery, the ledger, retention, and log files.
+"""Behind: what comes after the journal: delivery, the ledger and retention.
 
-Each runs in a thread of its own, and of several workers one at a time. Retention goes by what the others say
-that they have; they stop after it, with the journal's last bills.
+Each runs in a thread of its own, and of several processes one at a time: of a gateway that serves the one
+that `gateway.apart` makes. Retention goes by what the others say that they have; they stop after it, with
+the journal's last bills.
 """
 
 from __future__ import annotations
@@ -9,34 +10,27 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
-from gateway.capture.capture import Captures
-from gateway.capture.redaction import Header, Redactor
-from gateway.capture.store import CaptureStore
 from gateway.core.errors import CannotStartError
-from gateway.daybook.daylog import DayLog
-from gateway.daybook.keeper import Keeper
-from gateway.daybook.keeping import naming_of
-from gateway.ledger.asking import Asker
 from gateway.ledger.expiry import Expiry
 from gateway.ledger.follower import Follower
 from gateway.ledger.opening import first_look, passed_in, store_at
 from gateway.ledger.store import LedgerNewer, Store
 from gateway.recorder import starting
-from gateway.selfcheck import LOADED, SelfCheck
+from gateway.selfcheck import LOADED
 from gateway.settings import Settings, SettingsError
-from gateway.settings.logs import DebugSettings, LogFileSettings
 from otel.journal.archive import Archive
 from otel.journal.cursor import Cursor
 from otel.journal.files import Files
 from otel.journal.reader import Reader
 from otel.journal.removal import TURN_S, Remover, Retention
 from otel.journal.turn import Lock
-from otel.metrics import Metrics, Reading, counter, gauge
+from otel.metrics import Reading, counter, gauge
 from otel.otlp import EndpointError, endpoint_from_env
 from otel.shipper import Shipper
 from otel.totals import Totals
@@ -54,45 +48,24 @@ STOP_SHIPPING_S: Final = 10.0
 
 
 class Behind:
-    """Shipper, ledger and retention of one journal folder, and the files of the logs.
-
-    Args:
-        operator: whether the headers of a request show the operator's key.
+    """Shipper, ledger and retention of one journal folder.
 
     Attributes:
-        usage: takes a line per bill; None without a path.
-        errors: takes a line per refusal, error of a provider and fault; None without a path.
-        captures: chooses requests whose content is kept; None where nobody's is.
+        cursor: where the shipper notes how far it is; None where nothing is delivered.
 
     Raises:
         SettingsError: the Collector's address or the ledger's cannot be used.
         CannotStartError: a newer version made the ledger.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        files: Files,
-        environ: Mapping[str, str],
-        *,
-        operator: Callable[[Sequence[Header]], bool] = lambda _: False,
-    ) -> None:
-        self._settings = settings
-        self._files = files
+    def __init__(self, settings: Settings, files: Files, environ: Mapping[str, str]) -> None:
         self._shipper = _shipper(settings, files, environ)
+        self.cursor = None if self._shipper is None else cursor_of(settings)
         self._follower = _follower(settings, files)
-        self.asker = Asker(lambda: _ledger(settings))
         self._remover = _remover(settings, files, shipped=self._shipper is not None)
-        self.usage = _day_log(settings.logging.usage, "usage")
-        self.errors = _day_log(settings.logging.errors, "errors")
-        self._logs = [log for log in (self.usage, self.errors) if log is not None]
-        self._store = _capture_store(settings.logging.debug)
-        self.captures = _captures(settings, self._store, operator)
-        self._keeper = Keeper(self._logs if self._store is None else [*self._logs, self._store])
 
     def start(self) -> None:
         """Begin, with the journal open."""
-        self._keeper.start()
         if self._shipper is not None:
             self._shipper.start()
         self._follower.start()
@@ -101,34 +74,19 @@ class Behind:
 
     def stop(self) -> None:
         """End, with the journal closed."""
-        self.asker.close()
         if self._remover is not None:
             self._remover.stop(STOP_REMOVING_S)
         self._follower.stop(STOP_FOLLOWING_S)
         if self._shipper is not None:
             self._shipper.stop(STOP_SHIPPING_S)
-        self._keeper.stop()
 
     def totals(self) -> Totals | None:
         """Return what bills of writers that are gone come to, as this process's ledger has it."""
         return self._follower.stats.totals
 
-    def check(self, metrics: Callable[[], Metrics]) -> SelfCheck:
-        """Return the check of journal, ledger, delivery, and the counters that `metrics` returns."""
-        directory = self._settings.journal.directory
-        cursor = None if self._shipper is None else directory / "cursors" / f"{SHIPPER}.json"
-        return SelfCheck(directory, self._files, _ledger(self._settings), cursor, metrics)
-
     def health(self) -> Iterable[Reading]:
         """Yield what the metrics say of it."""
         yield from _ledger_health(self._follower)
-        if self._logs:
-            dropped = sum([log.dropped for log in self._logs])
-            yield counter("llm_gateway_log_file_lines_dropped", "Lines that no log file has.", dropped)
-        if self._store is not None:
-            store = self._store
-            yield counter("llm_gateway_debug_captures", "Requests whose content was kept.", store.written)
-            yield counter("llm_gateway_debug_captures_dropped", "Captures without room.", store.dropped)
         if self._remover is not None:
             removed, archive = self._remover.removed, self._remover.archive
             if archive is not None:
@@ -136,6 +94,11 @@ class Behind:
             yield counter("llm_gateway_journal_removed", "Segments that retention removed.", removed)
         if self._shipper is not None:
             yield from _export_health(self._shipper)
+
+
+def cursor_of(settings: Settings) -> Path:
+    """Return where the shipper's cursor stands."""
+    return settings.journal.directory / "cursors" / f"{SHIPPER}.json"
 
 
 def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Shipper | None:
@@ -150,7 +113,7 @@ def _shipper(settings: Settings, files: Files, environ: Mapping[str, str]) -> Sh
         raise SettingsError(f"OTEL_EXPORTER_OTLP_CERTIFICATE cannot be used: {fault}") from fault
     directory = settings.journal.directory
     with starting(directory):
-        cursor = Cursor(directory / "cursors" / f"{SHIPPER}.json", files)
+        cursor = Cursor(cursor_of(settings), files)
     return Shipper(
         Reader(directory, cursor, files),
         cursor,
@@ -171,48 +134,12 @@ def _verify(certificate: str | None) -> Any:
     return httpx.create_ssl_context(verify=certificate)
 
 
-def _day_log(settings: LogFileSettings, stem: str) -> DayLog | None:
-    if settings.path is None:
-        return None
-    naming = naming_of(settings.path, stem)
-    return DayLog(naming, days=settings.retention_days, bytes_max=settings.bytes_max)
+def ledger_of(settings: Settings) -> Store:
+    """Return the ledger that the settings name.
 
-
-def _capture_store(settings: DebugSettings) -> CaptureStore | None:
-    """Return the store of captures, also where no key is chosen any more: what is there still grows old."""
-    if settings.path is None:
-        return None
-    try:
-        return CaptureStore(
-            settings.path,
-            Redactor(settings.redact_fields),
-            days=settings.retention_days,
-            per_day=settings.captures_per_day,
-            bytes_max=settings.bytes_max,
-            body_bytes_max=settings.capture_bytes_max,
-        )
-    except OSError as fault:
-        raise SettingsError(
-            f"logging.debug.path: {settings.path} cannot be read: {fault.strerror}"
-        ) from fault
-
-
-def _captures(
-    settings: Settings, store: CaptureStore | None, operator: Callable[[Sequence[Header]], bool]
-) -> Captures | None:
-    debug = settings.logging.debug
-    if store is None or not (debug.keys or debug.header_keys or settings.admin.key is not None):
-        return None
-    return Captures(
-        store,
-        keys=debug.keys,
-        header_keys=debug.header_keys,
-        operator=operator,
-        bytes_max=debug.capture_bytes_max,
-    )
-
-
-def _ledger(settings: Settings) -> Store:
+    Raises:
+        SettingsError: they name none that we know.
+    """
     try:
         return store_at(settings.ledger.url.get_secret_value(), settings.journal.directory)
     except ValueError as fault:
@@ -220,7 +147,7 @@ def _ledger(settings: Settings) -> Store:
 
 
 def _follower(settings: Settings, files: Files) -> Follower:
-    store = _ledger(settings)
+    store = ledger_of(settings)
     try:
         first_look(store)
     except LedgerNewer as fault:
@@ -242,7 +169,7 @@ def _remover(settings: Settings, files: Files, *, shipped: bool) -> Remover | No
         return None
     consumers = frozenset({SHIPPER} if shipped else ())
     directory = settings.journal.directory
-    ledger = _ledger(settings)
+    ledger = ledger_of(settings)
     return Remover(
         directory,
         retention,

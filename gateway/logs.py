@@ -11,15 +11,16 @@ import contextlib
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final, Protocol
 
 import orjson
+
+from otel.metrics import Reading, counter
 
 LINES_MAX: Final = 50_000
 """Lines waiting for the writer; further ones are counted and dropped."""
@@ -51,15 +52,15 @@ class DirectLines:
 class LineWriter:
     """A bounded queue of lines and the thread that writes them to a file descriptor.
 
+    A write is no larger than what a pipe takes in one piece: several processes may write to one descriptor.
+
     Args:
-        worker: the number that each line carries, where several processes write to one descriptor. A write
-            is then no larger than what a pipe takes in one piece.
+        worker: the number or name that each line carries.
     """
 
-    def __init__(self, fd: int = 1, worker: int | None = None) -> None:
+    def __init__(self, fd: int = 1, worker: int | str | None = None) -> None:
         self.dropped = 0
-        self._worker = b"" if worker is None else b'{"worker":%d,' % worker
-        self._write_bytes_max = sys.maxsize if worker is None else select.PIPE_BUF
+        self._worker = b"" if worker is None else b'{"worker":%b,' % orjson.dumps(worker)
         self._fd = fd
         self._lines: deque[bytes] = deque()
         self._stop = threading.Event()
@@ -100,12 +101,17 @@ class LineWriter:
         size = 0
         for _ in range(count):
             line = self._lines.popleft() + b"\n"
-            if piece and size + len(line) > self._write_bytes_max:
+            if piece and size + len(line) > select.PIPE_BUF:
                 yield b"".join(piece)
                 piece, size = [], 0
             piece.append(line)
             size += len(line)
         yield b"".join(piece)
+
+
+def lines_health(lines: LineWriter) -> Iterable[Reading]:
+    """Yield what the metrics say of a process's lines."""
+    yield counter("llm_gateway_log_lines_dropped", "Log lines that nobody read in time.", lines.dropped)
 
 
 class JSONFormatter(logging.Formatter):

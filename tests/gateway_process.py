@@ -16,11 +16,13 @@ from types import TracebackType
 from typing import Any
 
 from deploy.stack import PORTS as PORTS_OF_STACK
-from deploy.stack import http_ok, wait_until
+from deploy.stack import _alive, http_ok, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"alice": "sk-test-alice-0001", "bob": "sk-test-bob-0002", "carol": "sk-test-carol-0003"}
 START_S = 30.0
+END_S = 30.0
+"""What takes a moment on a machine with nothing else to do."""
 PORTS = range(10_000, 32_000)
 """Below those that Linux chooses itself (32768 and up)."""
 TEST_PROCESSES_MAX = 16
@@ -123,9 +125,27 @@ class Gateway:
         return self.process.wait(timeout=60)
 
     def kill(self) -> None:
+        """Kill it, and see that what comes behind its journal ends by itself."""
         assert self.process is not None
+        behind = self.behind()
         self.process.kill()
         self.process.wait(timeout=60)
+        assert behind is None or wait_until(lambda: not _alive(behind), END_S, 0.002), (
+            "it outlives the gateway"
+        )
+
+    def children(self) -> dict[int, int]:
+        """Return the processes that it has begun, with how far each gives way to others."""
+        assert self.process is not None
+        pid = self.process.pid
+        pids = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return {child: os.getpriority(os.PRIO_PROCESS, child) for child in pids if _alive(child)}
+
+    def behind(self) -> int | None:
+        """Return the process behind the journal; None before it is at work, and when it is gone."""
+        assert self.process is not None
+        own = os.getpriority(os.PRIO_PROCESS, self.process.pid)
+        return next((pid for pid, nice in self.children().items() if nice > own), None)
 
     def __enter__(self) -> Gateway:
         return self.start()

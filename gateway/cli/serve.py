@@ -19,11 +19,13 @@ import uvicorn
 
 from gateway.admission.gate import Gate
 from gateway.admission.virtual_keys import KeyEntry
+from gateway.apart import Publishing, be_behind
 from gateway.app import Worker, create_app
 from gateway.assembly import configured_keys
-from gateway.cli.supervisor import QUICK, READY, Supervisor, listen
+from gateway.cli.supervisor import QUICK, Supervisor, listen
 from gateway.core.errors import CannotStartError
 from gateway.core.exchange import Identity
+from gateway.forking import READY, forked
 from gateway.front import FrontBounds, front_protocol
 from gateway.logs import DirectLines, LineWriter, configure
 from gateway.recorder import starting
@@ -59,60 +61,76 @@ def serve_forever(settings: Settings) -> str | None:
     with contextlib.ExitStack() as held:
         try:
             with starting(directory):
-                held.enter_context(locked(directory))
+                lock = held.enter_context(locked(directory))
                 demo = _demo_key(settings)
         except (SettingsError, CannotStartError) as fault:
             return str(fault)
         if settings.server.workers > 1:
-            return _supervise(settings, demo)
+            return _supervise(settings, demo, lock)
     # It was a first look, so that a folder in use is said plainly before anything starts.
-    return _serve(settings, demo)
+    return _serve_alone(settings, demo)
 
 
-def _supervise(settings: Settings, demo: Demo | None) -> str | None:
-    """Serve with several processes; the caller has locked the folder, and they all keep it."""
+def _serve_alone(settings: Settings, demo: Demo | None) -> str | None:
+    """Serve with this process, and another one behind the journal."""
+    board = Board(2)
+    try:
+        child = forked(lambda wire: be_behind(settings, os.environ, wire, Publishing(board, 1)))
+    except OSError as fault:
+        return f"the gateway cannot start a second process: {fault.strerror}"
+    return _serve(settings, demo, Post(Worker(number=0, board=board, behind=child)))
+
+
+def _supervise(settings: Settings, demo: Demo | None, lock: int) -> str | None:
+    """Serve with several processes; all that serve keep the folder's lock, which the caller has."""
     server = settings.server
     configure(settings.logging.level, DirectLines())
     try:
         listeners = listen(server.host, server.port, BACKLOG)
     except OSError as fault:
         return f"the gateway cannot listen on {server.host}:{server.port}: {fault.strerror}"
-    board = Board(server.workers)
+    board = Board(server.workers + 1)
 
     def work(number: int, wire: socket.socket) -> str | None:
         return _serve(settings, demo, Post(Worker(number=number, board=board), listeners, wire))
+
+    def behind(wire: socket.socket) -> str | None:
+        os.close(lock)
+        for listener in listeners:
+            listener.close()
+        return be_behind(settings, os.environ, wire, Publishing(board, server.workers))
 
     def begun() -> None:
         log.info("serving", extra={"workers": server.workers, "address": f"{server.host}:{server.port}"})
         if demo:
             _greet(settings, demo[0])
 
-    return Supervisor(work, server.workers, listeners, server.shutdown_grace_s, begun).run()
+    return Supervisor(work, server.workers, behind, listeners, server.shutdown_grace_s, begun).run()
 
 
 class Post(msgspec.Struct, frozen=True):
-    """What a worker has of its supervisor."""
-
-    worker: Worker
-    listeners: list[socket.socket]
-    wire: socket.socket
-
-
-def _serve(settings: Settings, demo: Demo | None, post: Post | None = None) -> str | None:
-    """Serve with this process; return why serving could not begin, or None.
+    """What a process that serves was given.
 
     Args:
-        post: None where this process is the whole gateway.
+        listeners: its supervisor's; None where it has none, as `wire` to it.
     """
-    worker = None if post is None else post.worker
-    lines = LineWriter(worker=None if worker is None else worker.number)
+
+    worker: Worker
+    listeners: list[socket.socket] | None = None
+    wire: socket.socket | None = None
+
+
+def _serve(settings: Settings, demo: Demo | None, post: Post) -> str | None:
+    """Serve with this process; return why serving could not begin, or None."""
+    alone = post.wire is None
+    lines = LineWriter(worker=None if alone else post.worker.number)
     configure(settings.logging.level, lines)  # what is found on the way in is told like all else
     try:
-        app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines, worker=worker)
+        app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines, worker=post.worker)
     except (SettingsError, CannotStartError) as fault:
         lines.close()
         return str(fault)
-    if demo and post is None:
+    if demo and alone:
         _greet(settings, demo[0])
     config = uvicorn.Config(
         app,
@@ -133,13 +151,12 @@ def _serve(settings: Settings, demo: Demo | None, post: Post | None = None) -> s
     for told in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal once more after its orderly stop; that must not end the process by it.
         signal.signal(told, lambda *_: None)
-    server = Server(config, app.gate, grace_s)
+    gate = app.gate
+    server = (
+        Server(config, gate, grace_s) if post.wire is None else WorkerServer(config, gate, grace_s, post.wire)
+    )
     try:
-        if post is None:
-            server.run()
-        else:
-            server = WorkerServer(config, app.gate, grace_s, post.wire)
-            server.run(post.listeners)
+        server.run(post.listeners)
     except SystemExit:  # uvicorn's way to say that it could not start
         if app.start_fault is None:
             return f"cannot serve on {settings.server.host}:{settings.server.port}; the log above says why"

@@ -3,14 +3,14 @@
     supervisor   holds the folder's lock and the listening sockets; no thread, no event loop, no request
         │ fork
         ├──▶ worker 0   a writer with segments of its own; a connection waits in the one queue of all
-        └──▶ worker 1       ▲ `s` stop, `q` stop without waiting, end of file: the supervisor is gone
-                            ▼ `r` serving, `f` and why it cannot serve
+        ├──▶ worker 1       ▲ `s` stop, `q` stop without waiting, end of file: the supervisor is gone
+        │                   ▼ `r` serving, `f` and why it cannot serve
+        └──▶ behind     what comes behind the journal, for all of them; it ends after the last worker
 
 The first worker begins alone: what is wrong with settings or folder is found, and said, once.
 
-A worker is forked, not a fresh interpreter: it serves two tenths of a second after its predecessor's death
-instead of one and a half, all workers have the same checked settings, and what is imported is in memory once.
-That is sound only while this process has no thread, no loop and has drawn no random number: keep it so.
+A worker is forked, not a fresh interpreter (`gateway.forking`): it serves two tenths of a second after its
+predecessor's death instead of one and a half.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ import os
 import select
 import signal
 import socket
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
+from gateway.apart import NAME
 from gateway.cli.restarts import DELAY_MAX_S, End, GiveUp, after
+from gateway.forking import FAULT, FAULT_BYTES_MAX, GO, READY, SIGNALS, STOP, forked
 
 log = logging.getLogger("spanbill.supervisor")
 
 STRAGGLER_S: Final = 25.0
 """How long a worker may take beyond the grace: leftover connections, settling, the last delivery."""
 WAIT_S_MAX: Final = 5.0
-STOP, QUICK, READY, FAULT = b"s", b"q", b"r", b"f"
-FAULT_BYTES_MAX: Final = 16_384
-SIGNALS: Final = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
-CRASHED: Final = 70
-"""Exit code of a worker that ended by an exception (EX_SOFTWARE)."""
+QUICK: Final = b"q"
+"""Said to a worker, beside the words of every wire: do not wait for requests."""
 
-Work = Callable[[int, socket.socket], str | None]
-"""(worker's number, its end of the wire) -> None at its orderly end, else why it could not serve."""
+Work = Callable[[socket.socket], str | None]
+"""its end of the wire -> None at its orderly end, else why it could not do what it is for."""
 
 
 class _Place:
-    """One worker, living or to be started."""
+    """One process, living or to be started.
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    Args:
+        name: a worker's number, or NAME.
+    """
+
+    def __init__(self, name: int | str, work: Work) -> None:
+        self.name = name
+        self.work = work
         self.pid: int | None = None
         self.wire: socket.socket | None = None
         self.serving_since: float | None = None
@@ -74,7 +76,8 @@ class Supervisor:
     """Keeps `count` workers at work; `run` it once.
 
     Args:
-        work: what a worker does, in its own process.
+        work: what a worker does, given its number, in its own process.
+        behind: what the process behind the journal does.
         listeners: closed when the gateway stops, so that nobody waits in their queue in vain.
         grace_s: how long requests may go on at the end.
         begun: called once, when the first worker serves.
@@ -82,14 +85,16 @@ class Supervisor:
 
     def __init__(
         self,
-        work: Work,
+        work: Callable[[int, socket.socket], str | None],
         count: int,
+        behind: Work,
         listeners: Sequence[socket.socket],
         grace_s: float,
         begun: Callable[[], None],
     ) -> None:
-        self._work = work
-        self._places = [_Place(number) for number in range(count)]
+        self._workers = [_Place(number, partial(work, number)) for number in range(count)]
+        self._behind = _Place(NAME, behind)
+        self._places = [*self._workers, self._behind]
         self._listeners = listeners
         self._grace_s = grace_s
         self._begun = begun
@@ -105,6 +110,7 @@ class Supervisor:
                 self._start_due()
                 self._wait()
                 self._reap()
+                self._end_behind()
                 if self._kill_at is not None and not self._living():
                     return self._fault
                 if self._kill_at is not None and time.monotonic() >= self._kill_at:
@@ -156,7 +162,8 @@ class Supervisor:
             if not self._ever_served:
                 self._ever_served = True
                 self._begun()
-            log.info("a worker serves", extra={"worker": place.number, "pid": place.pid})
+            if place is not self._behind:
+                log.info("a worker serves", extra={"worker": place.name, "pid": place.pid})
             word = word[len(READY) :] or READY
         if word.startswith(FAULT):
             place.fault = word[len(FAULT) :].decode(errors="replace")
@@ -165,15 +172,20 @@ class Supervisor:
             place.wire = None
 
     def _stop(self, why: str) -> None:
-        """Tell all to stop; the second time, not to wait for anybody."""
+        """Tell all workers to stop; the second time, not to wait for anybody."""
         first = self._kill_at is None
         log.info("stopping" if first else "stopping without waiting", extra={"why": why})
         if first:
             self._kill_at = time.monotonic() + self._grace_s + STRAGGLER_S
             for listener in self._listeners:
                 listener.close()
-        for place in self._places:
+        for place in self._workers:
             place.tell(STOP if first else QUICK)
+
+    def _end_behind(self) -> None:
+        """Tell it to stop once no worker writes any more: it ends with the last bills."""
+        if self._kill_at is not None and not any(place in self._workers for place in self._living()):
+            self._behind.tell(STOP)
 
     # processes
 
@@ -184,7 +196,7 @@ class Supervisor:
         """Return the places whose workers are to be started, now or later."""
         if self._kill_at is not None:
             return []
-        places = self._places if self._ever_served else self._places[:1]
+        places = self._places if self._ever_served else self._workers[:1]
         return [place for place in places if place.pid is None]
 
     def _start_due(self) -> None:
@@ -193,55 +205,25 @@ class Supervisor:
                 self._start(place)
 
     def _start(self, place: _Place) -> None:
-        assert threading.active_count() == 1, "a fork would copy locks that nobody ever gives up"
-        ours, theirs = socket.socketpair()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none may reach the child by way of our handlers
         try:
-            pid = os.fork()
+            child = forked(partial(self._be, place.work))
         except OSError as fault:
-            pid = -1
             place.start_at = time.monotonic() + DELAY_MAX_S
-            log.error("a worker cannot be started now", extra={"worker": place.number, "why": fault.strerror})
-        if not pid:
-            ours.close()
-            self._be(place.number, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        theirs.close()
-        if pid < 0:
-            ours.close()
+            log.error("a worker cannot be started now", extra={"worker": place.name, "why": fault.strerror})
             return
-        ours.setblocking(False)
-        place.pid, place.wire = pid, ours
+        child.wire.setblocking(False)
+        place.pid, place.wire = child.pid, child.wire
+        if place is self._behind:
+            place.tell(GO)
 
-    def _be(self, number: int, wire: socket.socket) -> None:
-        """Be a worker; does not return."""
-        code = CRASHED
-        try:
-            signal.set_wakeup_fd(-1)
-            for told in SIGNALS:
-                signal.signal(told, signal.SIG_DFL)
-            for fd in self._wake:
-                os.close(fd)
-            for place in self._places:  # else its worker would not see the end of this supervisor
-                if place.wire is not None:
-                    place.wire.close()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            fault = self._work(number, wire)
-            if fault is not None:
-                with contextlib.suppress(OSError):  # the supervisor is gone
-                    wire.send(FAULT + fault.encode()[: FAULT_BYTES_MAX - len(FAULT)])
-            code = 0 if fault is None else 1
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        finally:
-            raised = sys.exception()
-            if raised is not None:
-                traceback.print_exception(raised)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    def _be(self, work: Work, wire: socket.socket) -> str | None:
+        """Be what was started."""
+        for fd in self._wake:
+            os.close(fd)
+        for place in self._places:  # else it would keep the others from seeing the end of this supervisor
+            if place.wire is not None:
+                place.wire.close()
+        return work(wire)
 
     def _reap(self) -> None:
         while self._living():  # each turn takes one away
@@ -264,10 +246,11 @@ class Supervisor:
             killed=os.WIFSIGNALED(status),
             failures=place.failures,
             ever_served=self._ever_served,
-            others_serve=any(p.serving_since is not None for p in self._places if p is not place),
+            others_serve=place is self._behind
+            or any(p.serving_since is not None for p in self._workers if p is not place),
         )
         facts: dict[str, object] = {
-            "worker": place.number,
+            "worker": place.name,
             "pid": place.pid,
             "status": os.waitstatus_to_exitcode(status),
         }
@@ -288,9 +271,10 @@ class Supervisor:
         place.start_at = now + step.delay_s
 
     def _kill_stragglers(self) -> None:
-        for place in self._living():
+        living = self._living()
+        for place in [place for place in living if place is not self._behind] or living:
             assert place.pid is not None
-            log.error("a worker does not end and is killed", extra={"worker": place.number, "pid": place.pid})
+            log.error("a worker does not end and is killed", extra={"worker": place.name, "pid": place.pid})
             os.kill(place.pid, signal.SIGKILL)
         self._kill_at = time.monotonic() + STRAGGLER_S
 

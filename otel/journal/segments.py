@@ -137,8 +137,10 @@ def in_order(names: Iterable[str]) -> list[tuple[str, SegmentName]]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[int]:
     """Hold the folder for this process; the lock goes when the process does, however it ends.
+
+    A process that is forked from it holds it, too, until it closes the descriptor that is given here.
 
     Raises:
         JournalLocked: naming the process that holds it.
@@ -159,7 +161,7 @@ def locked(directory: Path) -> Iterator[None]:
             ) from fault
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -68,13 +68,11 @@ async def ask_all(gateway: Gateway, count: int, body: dict[str, Any] = BODY) -> 
 
 def kill_all(gateway: Gateway) -> None:
     """Kill a gateway with its workers, which would end in order without it."""
-    assert gateway.process is not None
-    pid = gateway.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = gateway.children()
     gateway.kill()
     for child in children:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(child), signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
 
 
 def standing(gateway: Gateway) -> dict[str, Any]:

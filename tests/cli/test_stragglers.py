@@ -11,19 +11,24 @@ from tests.gateway_process import ROOT
 SUPERVISE = """
 import os, signal, socket, time
 from gateway.cli import supervisor
+from gateway.forking import READY
 from gateway.logs import DirectLines, configure
 
 def work(number, wire):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    wire.send(supervisor.READY)
+    wire.send(READY)
     while True:
         time.sleep(60)
+
+def work_behind(wire):
+    while wire.recv(1) != b"s":
+        pass
 
 configure("info", DirectLines())
 supervisor.STRAGGLER_S = 0.2
 stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
 listener = socket.create_server(("127.0.0.1", 0))
-print(supervisor.Supervisor(work, 1, [listener], 0.0, stop).run(), listener.fileno())
+print(supervisor.Supervisor(work, 1, work_behind, [listener], 0.0, stop).run(), listener.fileno())
 """
 
 
