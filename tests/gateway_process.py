@@ -76,13 +76,17 @@ class Gateway:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "gateway.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", *self.arguments],
+                [sys.executable, *self.program, *self.arguments],
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 env=self.whole_environment(),
             )
         return self.await_ready()
+
+    @property
+    def program(self) -> list[str]:
+        return ["-m", "gateway"]
 
     @property
     def arguments(self) -> list[str]:

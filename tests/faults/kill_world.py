@@ -39,6 +39,7 @@ class World:
         self.moved = asyncio.Condition()
         self.port = 0
         self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> World:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -51,6 +52,8 @@ class World:
         assert self._server is not None
         self._server.close()
         await self._server.wait_closed()
+        for connection in self._connections:  # whose end was not heard of yet
+            connection.close()
 
     def environment(self) -> dict[str, str]:
         """Return what points a gateway at this world."""
@@ -89,6 +92,7 @@ class World:
     # the provider and the Collector
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while head := await reader.readuntil(b"\r\n\r\n"):  # ends with the connection
                 headers = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if line)
@@ -100,6 +104,7 @@ class World:
                     await self._answer(head.split(b" ", 2)[1].decode(), headers, json.loads(body), writer)
                 await writer.drain()
         writer.close()
+        self._connections.discard(writer)
 
     def _collect(self, body: bytes, headers: dict[bytes, bytes]) -> None:
         if headers[b"content-type"] == b"application/json":

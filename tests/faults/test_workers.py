@@ -302,7 +302,7 @@ async def test_a_gateway_that_is_told_to_stop_lets_all_workers_end_what_is_insid
     assert not outcomes["interrupted"]
 
 
-async def test_when_the_worker_that_delivers_dies_another_delivers_and_every_bill_arrives(
+async def test_when_the_process_that_delivers_dies_another_one_delivers_and_every_bill_arrives(
     tmp_path: Path,
 ) -> None:
     async with World() as world:
@@ -312,7 +312,9 @@ async def test_when_the_worker_that_delivers_dies_another_delivers_and_every_bil
         async with traffic(world, gateway.url):
             await world.moment(200)
             leader = holder_of(lock)
-            assert leader in gateway.pids().values()
+            assert leader is not None
+            assert leader == gateway.behind()
+            workers = gateway.pids()
             os.kill(leader, signal.SIGKILL)
             assert await in_thread(
                 lambda: wait_until(lambda: holder_of(lock) not in (None, leader), WAIT_S, 0.02)
@@ -320,6 +322,8 @@ async def test_when_the_worker_that_delivers_dies_another_delivers_and_every_bil
             sent = len(world.accepted)
             assert await in_thread(lambda: wait_until(lambda: len(world.accepted) > sent, WAIT_S, 0.02))
             await world.moment(200)
+            assert holder_of(lock) == gateway.behind(), "a worker delivers"
+            assert gateway.pids() == workers
         assert await in_thread(gateway.stop) == 0
         bills = set(bills_in_journal(gateway.journal))
         arrived = {attributes(json.loads(span))["billing.record.id"] for span in world.accepted}
