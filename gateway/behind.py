@@ -202,7 +202,7 @@ def _ledger_health(follower: Follower) -> Iterable[Reading]:
     following = int(stats.last_error is None)
     loaded = int(stats.totals is not None)
     yield counter("llm_gateway_ledger_bills", "Bills that became rows of the ledger.", stats.bills)
-    yield gauge(LOADED, "1 once counters hold what earlier runs counted.", loaded)
+    yield gauge(LOADED, "1 once counters hold what earlier runs counted.", loaded, most=True)
     yield counter("llm_gateway_ledger_conflicts", "Second, different bills of one id.", stats.conflicts)
     yield counter("llm_gateway_ledger_refused", "Bills that the ledger cannot hold.", stats.refused)
     if follower.expiry is not None:

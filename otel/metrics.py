@@ -66,7 +66,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """One unlabelled figure on a process's own health.
 
     Args:
-        least: of several processes the least counts, not the sum.
+        least, most: of several processes the least or the greatest counts, not the sum.
     """
 
     kind: Literal["counter", "gauge"]
@@ -74,6 +74,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     value: float
     least: bool = False
+    most: bool = False
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -341,8 +342,8 @@ def _histogram(name: str, text: str, labels: list[str], series: dict[Labels, His
 def _folded(reading: Reading, other: Reading | None) -> Reading:
     if other is None:
         return reading
-    both = (reading.value, other.value)
-    return msgspec.structs.replace(reading, value=min(both) if reading.least else sum(both))
+    fold = min if reading.least else max if reading.most else sum
+    return msgspec.structs.replace(reading, value=fold((reading.value, other.value)))
 
 
 def _family(reading: Reading) -> Metric:
@@ -351,9 +352,9 @@ def _family(reading: Reading) -> Metric:
     return CounterMetricFamily(reading.name, reading.text, value=reading.value)
 
 
-def gauge(name: str, text: str, value: float, *, least: bool = False) -> Reading:
-    """Return one unlabelled gauge; of several processes it is the sum, or the `least`."""
-    return Reading(kind="gauge", name=name, text=text, value=value, least=least)
+def gauge(name: str, text: str, value: float, *, least: bool = False, most: bool = False) -> Reading:
+    """Return one unlabelled gauge; of several processes it is the sum, the `least` or the `most`."""
+    return Reading(kind="gauge", name=name, text=text, value=value, least=least, most=most)
 
 
 def counter(name: str, text: str, value: float) -> Reading:
