@@ -1,4 +1,8 @@
-"""Contenders: what `make bench` measures, each a process on a core of its own, and the load on it."""
+"""Contenders: what `make bench` measures, each on a core of its own, and the load on it.
+
+Of a gateway it is the process that serves which has a core to itself. What comes behind its journal has the
+cores of load and provider, as it would have another one in production; its processor time is told, too.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +30,8 @@ CORES: Final = sorted(os.sched_getaffinity(0))
 GATEWAY_CORE: Final = {CORES[0]}
 OTHER_CORES: Final = set(CORES[1:]) or {CORES[0]}
 WAITS: Final = "waits"
+CATCH_UP_S: Final = 60.0
+"""What the ledger may take for the bills of a quarter of a minute of full load."""
 
 
 def free_port() -> int:
@@ -60,7 +66,12 @@ def load(port: int, seconds: float, **options: object) -> dict[str, float]:
 
 
 class GatewayUnderTest:
-    """One gateway process and its journal."""
+    """One gateway and its journal.
+
+    Attributes:
+        process: the one that serves.
+        behind: the id of the one behind the journal.
+    """
 
     def __init__(self, stack: ExitStack, mock_port: int, durability: str, writer: str | None = None) -> None:
         self.port = free_port()
@@ -87,6 +98,10 @@ class GatewayUnderTest:
         )
         if not wait_until(lambda: http_ok(f"http://127.0.0.1:{self.port}/ready"), 20, 0.05):
             raise SystemExit((self.folder / "gateway.log").read_text())
+        serving = self.process.pid
+        (self.behind,) = map(int, Path(f"/proc/{serving}/task/{serving}/children").read_text().split())
+        for thread in Path(f"/proc/{self.behind}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), OTHER_CORES)
         self.answered = 0
 
     def program(self) -> list[str]:
@@ -103,13 +118,40 @@ class GatewayUnderTest:
         waits.frombytes((self.folder / WAITS).read_bytes())
         return sorted(waits)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its processes."""
+        return self.process.pid, self.behind
+
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return the processor time of the process that serves."""
+        return _cpu_s(self.process.pid)
+
+    def behind_cpu_s(self) -> float:
+        """Return that of the process behind the journal."""
+        return _cpu_s(self.behind)
 
     def rss_mib(self) -> float:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        """Return the memory of the process that serves."""
+        return _memory_mib(self.process.pid, "Rss")
+
+    def own_mib(self) -> tuple[float, float]:
+        """Return what each of the two has that the other one has not, the one that serves first."""
+        serving, behind = (
+            _memory_mib(pid, "Private_Clean") + _memory_mib(pid, "Private_Dirty") for pid in self.pids
+        )
+        return serving, behind
+
+    def caught_up(self) -> None:
+        """Wait until the ledger has all bills."""
+        name = "llm_gateway_ledger_bills_total"
+        if not wait_until(lambda: f"{name} {float(self.answered)}" in self.page(), CATCH_UP_S, 0.1):
+            raise SystemExit(f"the ledger does not catch up with {self.answered} bills")
+
+    def page(self) -> str:
+        """Return its metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as page:
+            return str(page.read().decode())
 
     def bills(self) -> int:
         segments = (self.folder / "data" / "journal").glob("2*/*.jsonl")
@@ -119,14 +161,25 @@ class GatewayUnderTest:
         """Every answer has its bill, and no bill is without an answer."""
         if self.writer != "neither" and self.bills() != self.answered:
             raise SystemExit(f"{self.answered} answers but {self.bills()} bills in the journal")
-        page = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10).read().decode()
-        if f'llm_gateway_records_total{{status="final"}} {float(self.answered)}' not in page:
+        if f'llm_gateway_records_total{{status="final"}} {float(self.answered)}' not in self.page():
             raise SystemExit("the gateway's own count of bills differs from the answers")
 
 
-def paused(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGSTOP)
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resumed(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGCONT)
+def _memory_mib(pid: int, kind: str) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
+
+
+def paused(pids: Iterable[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def resumed(pids: Iterable[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)

@@ -1,8 +1,9 @@
 """`make bench`: the gateway beside a direct call and a bare, tuned reverse proxy in Go, in one run.
 
-The gateway and the proxy each have one core; the mock provider and the load share the others. Rounds are
-interleaved and medians printed, because ratios within one run hold better than absolute figures. Every reply
-is checked, and after each run the journal must hold exactly one bill per answer.
+The gateway and the proxy each have one core; the mock provider and the load share the others, with the
+process behind the gateway's journal, whose processor time is printed, too. Rounds are interleaved and medians
+printed, because ratios within one run hold better than absolute figures. Every reply is checked, and after
+each run the journal must hold exactly one bill per answer.
 """
 
 from __future__ import annotations
@@ -71,27 +72,23 @@ def measure(seconds: float, rounds: int) -> list[dict[str, Any]]:
         )
         group = GatewayUnderTest(stack, mock_port, "group")
         process = GatewayUnderTest(stack, mock_port, "process")
-        contenders: list[tuple[str, int, subprocess.Popen[bytes] | None, GatewayUnderTest | None]] = [
-            ("direct", mock_port, None, None),
-            ("Go reverse proxy", proxy_port, proxy, None),
-            ("Spanbill, journal `group`", group.port, group.process, group),
-            ("Spanbill, journal `process`", process.port, process.process, process),
+        contenders: list[tuple[str, int, tuple[int, ...], GatewayUnderTest | None]] = [
+            ("direct", mock_port, (), None),
+            ("Go reverse proxy", proxy_port, (proxy.pid,), None),
+            ("Spanbill, journal `group`", group.port, group.pids, group),
+            ("Spanbill, journal `process`", process.port, process.pids, process),
         ]
         for _, _, own, _ in contenders:
-            if own is not None:
-                paused(own)
+            paused(own)
         for turn in range(rounds):
             for name, port, own, gateway in contenders:
                 console.print(f"round {turn + 1} of {rounds}: {name}", style="dim")
-                if own is not None:
-                    resumed(own)
+                resumed(own)
                 cells = rows.setdefault(name, {})
                 one_round(cells, port, seconds, gateway)
-                if own is not None:
-                    paused(own)
+                paused(own)
         for _, _, own, gateway in contenders:
-            if own is not None:
-                resumed(own)
+            resumed(own)
             if gateway is not None:
                 gateway.check()
     return [
@@ -123,8 +120,10 @@ def one_round(
         gateway.answered += int(sum(r["requests"] for r in (whole, streams, paced, first)))
 
 
-def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
+def losses(seconds: float, slices: int) -> tuple[list[dict[str, Any]], float]:
     """Return what journal and ledger cost, each as shares of a run without, by many short runs in turns.
+
+    And the processor time of a bill in the process behind the journal, its start included, in us.
 
     Within a slice all run seconds apart, so that a busy machine bends a slice and hardly a share; the order
     changes with each slice. A share is a median, with its quartiles; the processor time of a request or
@@ -146,12 +145,12 @@ def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
         rates: dict[tuple[str, str], list[float]] = {}
         used: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for gateway in gateways.values():
-            paused(gateway.process)
+            paused(gateway.pids)
         for turn in range(-1, slices):  # the first is to warm up
             console.print(f"slice {turn + 1} of {slices}: what durability costs", style="dim")
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 gateway = gateways[name]
-                resumed(gateway.process)
+                resumed(gateway.pids)
                 for what, rate in (("requests", "per_second"), ("chunks", "chunks_per_second")):
                     before = gateway.cpu_s()
                     done = load(gateway.port, seconds, connections=CONNECTIONS, stream=what == "chunks")
@@ -160,10 +159,13 @@ def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
                         rates.setdefault((name, what), []).append(done[rate])
                         cpu_s = gateway.cpu_s() - before
                         used.setdefault((name, what), []).append((cpu_s, done["requests"]))
-                paused(gateway.process)
+                paused(gateway.pids)
         for gateway in gateways.values():
-            resumed(gateway.process)
+            resumed(gateway.pids)
             gateway.check()
+        followed = gateways["ledger"]
+        followed.caught_up()
+        behind_us = followed.behind_cpu_s() / followed.answered * 1e6
     rows = []
     for name, beside in (("group", "neither"), ("process", "neither"), ("ledger", "group")):
         for what in ("requests", "chunks"):
@@ -175,7 +177,7 @@ def losses(seconds: float, slices: int) -> list[dict[str, Any]]:
             )
             row = {"of": name, "what": what, "share": share, "low": low, "high": high}
             rows.append({**row, "cpu_us": cpu_us, "beside_us": beside_us})
-    return rows
+    return rows, behind_us
 
 
 def holds(seconds: float) -> list[dict[str, Any]]:
@@ -206,6 +208,7 @@ def memory() -> dict[str, float]:
         stack.enter_context(running(mock, OTHER_CORES))
         gateway = GatewayUnderTest(stack, mock_port, "group")
         idle = gateway.rss_mib()
+        own_mib, behind_mib = gateway.own_mib()
         holder = subprocess.Popen(
             [
                 str(TOOL),
@@ -227,7 +230,13 @@ def memory() -> dict[str, float]:
             raise SystemExit(f"only {result['requests']} of {OPEN_STREAMS} streams ended well: {result}")
         gateway.answered = OPEN_STREAMS
         gateway.check()
-    return {"idle_mib": idle, "open_mib": peak, "kib_per_stream": (peak - idle) * 1024 / OPEN_STREAMS}
+    return {
+        "idle_mib": idle,
+        "own_mib": own_mib,
+        "behind_mib": behind_mib,
+        "open_mib": peak,
+        "kib_per_stream": (peak - idle) * 1024 / OPEN_STREAMS,
+    }
 
 
 def rate_cards() -> dict[str, dict[str, float]]:
@@ -249,6 +258,7 @@ def rate_cards() -> dict[str, dict[str, float]]:
 def show(
     rows: list[dict[str, Any]],
     costs: list[dict[str, Any]],
+    behind_us: float,
     waits: list[dict[str, Any]],
     held: dict[str, float],
     cards: dict[str, dict[str, float]],
@@ -285,6 +295,7 @@ def show(
             f"(half of the slices: {cost['low']:.1%} to {cost['high']:.1%}); "
             f"CPU {cost['cpu_us']:.0f} µs instead of {cost['beside_us']:.0f} µs each"
         )
+    console.print(f"the process behind the journal, on the other cores: CPU {behind_us:.0f} µs a bill")
     for wait in waits:
         console.print(
             f"hold of the terminal event, journal `{wait['durability']}`, {wait['load']}: "
@@ -292,7 +303,9 @@ def show(
         )
     console.print(
         f"memory: {held['idle_mib']:.0f} MiB idle, {held['open_mib']:.0f} MiB with {OPEN_STREAMS} open "
-        f"streams ({held['kib_per_stream']:.0f} KiB each); every answer had its bill in the journal"
+        f"streams ({held['kib_per_stream']:.0f} KiB each); {held['own_mib']:.0f} MiB of it are not in common "
+        f"with the process behind the journal, which has {held['behind_mib']:.0f} MiB of its own, idle; "
+        "every answer had its bill in the journal"
     )
     card, library = cards["ours"], cards["library"]
     console.print(
@@ -308,13 +321,20 @@ def main() -> None:
     options = parser.parse_args()
     build()
     rows = measure(*((0.7, 1) if options.quick else (3.0, 3)))
-    costs = losses(*((0.25, 4) if options.quick else (0.5, 30)))
+    costs, behind_us = losses(*((0.25, 4) if options.quick else (0.5, 30)))
     waits = holds(0.7 if options.quick else 3.0)
     held = memory()
     cards = rate_cards()
-    show(rows, costs, waits, held, cards)
+    show(rows, costs, behind_us, waits, held, cards)
     if options.json:
-        found = {"rows": rows, "costs": costs, "holds": waits, "memory": held, "rate_cards": cards}
+        found = {
+            "rows": rows,
+            "costs": costs,
+            "behind_us": behind_us,
+            "holds": waits,
+            "memory": held,
+            "rate_cards": cards,
+        }
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 

@@ -12,7 +12,6 @@ neither the folder's lock nor a listening socket: what began it can be killed an
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import select
@@ -84,8 +83,6 @@ def _work(behind: Behind, wire: socket.socket, publishing: Publishing, lines: Li
 
     board, place = publishing.board, publishing.place
     shared = SharedMetrics(Metrics(readings), board, place, time.monotonic, NAME, behind.totals)
-    gc.collect()
-    gc.freeze()
     behind.start()
     shared.publish()
     with contextlib.suppress(OSError):  # it is gone: the next line finds that out

@@ -7,6 +7,7 @@ is sound only while this process has no thread, no event loop and has drawn no r
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -51,6 +52,7 @@ def forked(work: Callable[[socket.socket], str | None]) -> Child:
     ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
+    gc.freeze()  # a collection would write to all of the memory that both have in common
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         pid = os.fork()
