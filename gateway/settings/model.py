@@ -41,8 +41,8 @@ class ServerSettings(Section):
         1,
         ge=1,
         le=64,
-        description="Processes that serve, about as many as there are cores. Above 1 there is one more, "
-        "which starts them and replaces those that die.",
+        description="Processes that serve, about as many as there are cores. Beside them there is one for "
+        "ledger, delivery and retention, and above 1 one that starts them all and replaces those that die.",
     )
     max_body_bytes: int = Field(
         10 * 1024 * 1024, ge=1024, description="Largest request body, in bytes; above it 413."
