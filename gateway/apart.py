@@ -37,10 +37,10 @@ log = logging.getLogger("spanbill.behind")
 
 NAME: Final = "behind"
 """What its log lines have for a worker's number."""
-NICE: Final = 5
-"""Where there are not processors enough, it gets a quarter of one beside a process that serves at its limit.
-A bill costs it a sixth of what its request cost there: less than that, and the ledger would stay behind, and
-budgets with it, for as long as the load lasts."""
+NICE: Final = 3
+"""Where there are not processors enough, it gets a third of one beside a process that serves at its limit. A
+bill costs it up to a third of what its request cost there (120 of 350 us), a quarter of both: with less than
+that the ledger would stay behind, and budgets with it, for as long as the load lasts."""
 STOP_S: Final = STOP_REMOVING_S + STOP_FOLLOWING_S + STOP_SHIPPING_S + 3.0
 """How long its end may take, log lines included; then it is killed."""
 IGNORED: Final = tuple(
@@ -164,3 +164,25 @@ class Apart:
 
     def _named(self) -> dict[str, object]:
         return {"pid": self._child.pid}
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """What this process has, of several of its gateway.
+
+    Args:
+        number: among the workers.
+        board: where all processes publish their metrics.
+        behind: the process behind the journal, where this is the only worker. None where there is a
+            supervisor, which sees to that process, and holds the journal's folder.
+    """
+
+    number: int
+    board: Board
+    behind: Child | None = None
+
+
+def whose(behind: Behind, worker: Worker | None) -> Behind | Apart | None:
+    """Return what this process starts and stops of what comes behind the journal."""
+    if worker is None:
+        return behind
+    return None if worker.behind is None else Apart(worker.behind, behind)

@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from fastapi import FastAPI
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
@@ -28,7 +27,7 @@ from gateway import __version__
 from gateway.admission.gate import Gate
 from gateway.admission.guards import Guards
 from gateway.admission.virtual_keys import KeyEntry, KeyRing
-from gateway.apart import Apart
+from gateway.apart import Apart, Worker, whose
 from gateway.api.access import Access
 from gateway.api.budgets import budgets_router
 from gateway.api.correlation import Ids
@@ -62,7 +61,6 @@ from gateway.behind import Behind
 from gateway.beside import Beside
 from gateway.budgeting import Budgeting
 from gateway.control.plane import Plane
-from gateway.forking import Child
 from gateway.limiting import Limiting
 from gateway.logs import LineWriter, lines_health
 from gateway.metering import tokenizer
@@ -83,7 +81,7 @@ from otel.journal import Bounds, JournalWriter
 from otel.journal.files import Files
 from otel.journal.segments import locked
 from otel.metrics import Metrics, Reading, counter, gauge
-from otel.shared_metrics import PUBLISH_S, Board, SharedMetrics
+from otel.shared_metrics import PUBLISH_S, SharedMetrics
 from otel.totals import WithTotals
 from otel.traces import Traces, traces_from_env
 
@@ -93,27 +91,12 @@ GC_THRESHOLD: Final = 50_000
 """Allocations between young collections: p99 falls from 36 to 9 ms against the default of 700."""
 SWITCH_S: Final = 0.0002
 """How long another thread may go on while a request waits for the interpreter. With Python's own 5 ms the
-loop's p99 beside a shipper that catches up was 5 ms; with this it is 2 ms, at the same throughput."""
+loop's p99 beside a thread that computes was 5 ms; with this it is 2 ms, at the same throughput."""
 TEND_S: Final = 0.25
 """How often the journal is looked after beside requests: free space, a disk that failed, old segments."""
 SETTLE_S: Final = 1.0
 SETTLE_CHECK_S: Final = 0.01
 """How long requests that were told to stop may take to settle, and how often that is looked at."""
-
-
-class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """What this process has, of several of its gateway.
-
-    Args:
-        number: among the workers.
-        board: where all processes publish their metrics.
-        behind: the process of `gateway.apart`, where this is the only worker. None where there is a
-            supervisor, which sees to that process, and holds the journal's folder.
-    """
-
-    number: int
-    board: Board
-    behind: Child | None = None
 
 
 def create_app(
@@ -268,7 +251,7 @@ def create_app(
             Siblings(settings.journal.directory, files, writer, recorder, prices, observer.exchange),
             gate,
             beside,
-            _whose(behind, worker),
+            whose(behind, worker),
             plane,
             limiting,
             budgeting,
@@ -295,13 +278,6 @@ def create_app(
         served=observer.served,
         captures=beside.captures,
     )
-
-
-def _whose(behind: Behind, worker: Worker | None) -> Behind | Apart | None:
-    """Return what this process starts and stops of what comes behind the journal."""
-    if worker is None:
-        return behind
-    return None if worker.behind is None else Apart(worker.behind, behind)
 
 
 def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:

@@ -19,8 +19,8 @@ import uvicorn
 
 from gateway.admission.gate import Gate
 from gateway.admission.virtual_keys import KeyEntry
-from gateway.apart import Publishing, be_behind
-from gateway.app import Worker, create_app
+from gateway.apart import Publishing, Worker, be_behind
+from gateway.app import create_app
 from gateway.assembly import configured_keys
 from gateway.cli.supervisor import QUICK, Supervisor, listen
 from gateway.core.errors import CannotStartError
