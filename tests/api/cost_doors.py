@@ -52,7 +52,7 @@ class Doors:
             askers.append(Asker(make))
             return askers[-1]
 
-        with patch("gateway.behind.Asker", kept):
+        with patch("gateway.beside.Asker", kept):
             self.app = create_app(settings_for(journal, url), environ={})
         (self.asker,) = askers
         self.journal = journal
