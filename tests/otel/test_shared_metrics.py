@@ -45,6 +45,7 @@ class Worker:
         yield counter("journal_records", "…", self.records)
         yield gauge("journal_writable", "…", self.writable, least=True)
         yield gauge("workers", "…", 1)
+        yield gauge("totals_loaded", "…", 1, most=True)
 
     def bill(self, cost_pico_usd: int = 1, model: str = "m") -> None:
         self.records += 2
@@ -91,6 +92,7 @@ def test_whoever_is_asked_tells_the_counts_of_all(clock: Clock) -> None:
     assert pages[0]['llm_gateway_refused_total{code="some_code"}'] == 6
     assert pages[0]["journal_records_total"] == 12
     assert pages[0]["workers"] == 3
+    assert pages[0]["totals_loaded"] == 1
     assert pages[0]["journal_writable"] == 1
 
 
