@@ -1,6 +1,6 @@
 """Shared metrics: whichever worker is asked, `/metrics` tells the whole gateway's counts; none ever falls.
 
-    worker 0 ──publish──▶ │ place 0 │                 memory that the supervisor made before it forked
+    worker 0 ──publish──▶ │ place 0 │                 memory that was made before the first fork
     worker 1 ──publish──▶ │ place 1 │ ──collect──▶ sum of all places, in whoever is asked
 
 Only what was published is told, also of the worker that is asked: so a later page is never behind an earlier
