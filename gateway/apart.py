@@ -39,8 +39,8 @@ NAME: Final = "behind"
 """What its log lines have for a worker's number."""
 NICE: Final = 3
 """Where there are not processors enough, it gets a third of one beside a process that serves at its limit. A
-bill costs it up to a third of what its request cost there (120 of 350 us), a quarter of both: with less than
-that the ledger would stay behind, and budgets with it, for as long as the load lasts."""
+bill costs it up to a third of what its request cost there (70 to 120 of 350 us), a quarter of both: with less
+than that the ledger would stay behind, and budgets with it, for as long as the load lasts."""
 STOP_S: Final = STOP_REMOVING_S + STOP_FOLLOWING_S + STOP_SHIPPING_S + 3.0
 """How long its end may take, log lines included; then it is killed."""
 IGNORED: Final = tuple(
@@ -88,9 +88,12 @@ def _work(behind: Behind, wire: socket.socket, publishing: Publishing, lines: Li
     with contextlib.suppress(OSError):  # it is gone: the next line finds that out
         wire.send(READY)
     log.info("what comes behind the journal has a process of its own", extra={"pid": os.getpid()})
-    while not select.select([wire], [], [], PUBLISH_S)[0]:  # ends with a word, or with the gateway
+    word = READY
+    while word and STOP not in word:  # ends when the gateway says so, or with it
         shared.tend()
-    if not _word(wire):
+        if select.select([wire], [], [], PUBLISH_S)[0]:
+            word = _word(wire)
+    if not word:
         log.error("the gateway is gone; so is what comes behind its journal")
         return
     threading.Thread(target=_go_along, args=(wire,), daemon=True).start()
