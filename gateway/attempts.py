@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -32,6 +33,9 @@ from gateway.routing.retry import (
 )
 from gateway.routing.rolling import Sample
 from gateway.stages import Admitted, Lane, Stages
+
+BLANKS: Final = b" \t\r\n\xef\xbb\xbf"
+"""What may stand around a document: some providers keep a connection alive by blank lines, in any number."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +81,12 @@ class Attempts:
         """Whether each call so far has failed, and none of them may be charged for."""
         failed = len(self._failures) == len(self.made)
         return failed and not any(attempt.unsettled for attempt in self.made)
+
+    @property
+    def drains(self) -> Drains | None:
+        """Where a stream is read on without its caller; None where it is not."""
+        cancels = self._admitted.call.identity.on_disconnect == "cancel"
+        return None if cancels else self._stages.drains
 
     async def answer(self) -> Answer:
         """Call until there is an answer; an error status is one, if it comes last.
@@ -199,7 +209,7 @@ class Attempts:
         events = upstream.status == 200 and is_event_stream(upstream.headers)
         if events and self._admitted.request.stream:
             try:
-                async with Patience(self._caller, self._drains(), self._stages.monotonic_ns):
+                async with Patience(self._caller, self.drains, self._stages.monotonic_ns):
                     first = await first_event(upstream)
             except BaseException:
                 upstream.close()
@@ -213,13 +223,9 @@ class Attempts:
 
     def _waiting(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Bound the wait for a head: a stream that is not to be drained is not waited for either."""
-        if self._admitted.request.stream and self._drains() is None:
+        if self._admitted.request.stream and self.drains is None:
             return Patience(self._caller, None, self._stages.monotonic_ns)
         return contextlib.nullcontext()
-
-    def _drains(self) -> Drains | None:
-        cancels = self._admitted.call.identity.on_disconnect == "cancel"
-        return None if cancels else self._stages.drains
 
     def _note(
         self, span_id: str, started_unix_ns: int, reply: UpstreamReply | None, fault: UpstreamError | None
@@ -272,7 +278,8 @@ class Attempts:
         """
         if answer.status != 200 or answer.body is None or answer.events:
             return None
-        if answer.body[:64].lstrip()[:1] == b"{" and answer.body[-64:].rstrip()[-1:] == b"}":
+        document = answer.body.strip(BLANKS)
+        if document[:1] == b"{" and document[-1:] == b"}":
             return None
         self._stages.chooser.broke(self.lane.target, self._stages.monotonic_ns())
         self.made[-1] = msgspec.structs.replace(self.made[-1], error_type="upstream_protocol", unsettled=True)

@@ -185,9 +185,7 @@ class Serving:
     async def _relay(self, upstream: UpstreamReply, data: bytes, meter: StreamMeter) -> None:
         """Pass the stream on as it comes, until its end, or as far as patience goes without a caller."""
         stages, caller = self._stages, self._caller
-        cancels = self._admitted.call.identity.on_disconnect == "cancel"
-        drains = None if cancels else stages.drains
-        async with Patience(caller, drains, stages.monotonic_ns) as patience:
+        async with Patience(caller, self._attempts.drains, stages.monotonic_ns) as patience:
             while data:  # bounded by upstream.total_timeout_s
                 now = stages.monotonic_ns()
                 if self._first_chunk_ns is None:

@@ -11,7 +11,7 @@ from gateway.routing.cooldown import Rules
 from gateway.routing.retry import RetryBudget
 from gateway.routing.rolling import Standing
 from gateway.routing.targets import Target
-from tests.test_attempts import CONTENT, CUT, STREAM, Answers, World, error, fault, ok
+from tests.test_attempts import CONTENT, CUT, STREAM, Answers, World, error, fault, ok, whole
 
 A, B = Target("a", "m-a"), Target("b", "m-b")
 LEFT = fault("client_disconnected", sent=True)
@@ -50,6 +50,11 @@ async def test_a_whole_reply_that_is_no_document_is_tried_elsewhere_and_may_have
         assert world.called == ["a", "b"]
         assert (bill.attempts[0].error_type, bill.attempts[0].unsettled) == ("upstream_protocol", True)
         assert standing(world, A).failures == 1
+    patient = b"\n" * 5_000 + whole("a") + b"\r\n" * 500  # how some keep a connection alive meanwhile
+    for body in (patient, b"\xef\xbb\xbf" + whole("a")):
+        world = World([Answers(200, body)], [ok("b")])
+        await world.serve()
+        assert (world.called, world.sent) == (["a"], body)
     world = World([Answers(200, b"<html>busy</html>")], attempts_max=1)
     with pytest.raises(UpstreamError, match="no JSON") as caught:  # as where any last attempt fails
         await world.serve()

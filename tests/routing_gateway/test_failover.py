@@ -299,6 +299,15 @@ def test_where_nobody_answers_the_sdk_raises_its_own_error(client: Client, kind:
         client.ask(f"alone-{kind}-{client.name}-{mode}", stream=MODES[mode])
 
 
+def test_a_refused_key_of_the_operators_is_told_loudly(gateway: Gateway, client: Client) -> None:
+    client.ask(f"401-{client.name}-whole", stream=False)
+    lines = [line for line in gateway.log().splitlines() if "refuses the gateway's key" in line]
+    told = [line for line in lines if f"bad-401-{client.name}-whole" in line]
+    assert len(told) == 1, "once a minute and target"
+    assert "ERROR" in told[0].upper()
+    assert "sk-provider-1" not in told[0]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["recovers", "waits"])
 def test_who_is_busy_for_a_moment_is_asked_again_and_paid_once(
