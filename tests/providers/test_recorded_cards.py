@@ -113,7 +113,8 @@ def test_the_page_says_how_each_card_is_proven(counted: dict[str, Counter[str]])
 
 
 def test_the_page_names_what_each_card_wants() -> None:
-    rows = {row.split("`")[1]: row for row in PAGE.splitlines() if row.startswith("| `")}
+    table = PAGE.partition("## Try one")[0]
+    rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
     for name, card in load_cards().items():
         for variable in resolve(card, {}).wants:
             assert f"`{variable}`" in rows[name], (name, variable)
