@@ -252,6 +252,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # nobody asked for this
             return
         self._moved = False
+        pieces = len(self._buffer)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as fault:
@@ -261,7 +262,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break(_not_http())
             return
-        if self._moved:
+        kept = len(self._buffer) > pieces
+        if kept and self._decoder is None:
+            self._buffered += len(data)  # and what frames it; only what is kept may count, or nobody reads on
+        if kept or self._moved:
             self._unfinished_bytes = 0
         else:
             # A field or trailer that does not end is told by no callback, and the parser keeps all of it.
@@ -347,14 +351,14 @@ class Connection(asyncio.Protocol):
         self._phase = "body"
 
     def on_body(self, data: bytes) -> None:
-        """Keep bytes of the body for the next read."""
-        self._moved = True
+        """Keep bytes of the body for the next read; it runs for each chunk, `data_received` for each read."""
         if self._decoder is not None:
+            self._moved = True
             data = self._decoder.feed(data)
             if not data:
                 return  # an empty piece would read as the end of the body
+            self._buffered += len(data)
         self._buffer.append(data)
-        self._buffered += len(data)
 
     def on_message_complete(self) -> None:
         """Note the end of the body."""
