@@ -297,16 +297,15 @@ def interest(data: bytes, key: bytes) -> int:
 
 def first_value(data: bytes, key: bytes, count: int) -> int:
     """As `interest`, where it is known that `key` stands there `count` times other than as `key:null`."""
-    count -= data.count(key + b": null")
-    if not count:
-        return -1
     at = len(data)
     for opening in (b":{", b':"', b": {", b': "'):
         literal = key + opening
         found = data.find(literal)
         if found >= 0:
-            count -= data.count(literal)
+            count -= data.count(literal, found)
             at = min(at, found)
             if not count:
                 return at
-    return 0
+    if count > data.count(key + b": null"):
+        return 0
+    return at if at < len(data) else -1

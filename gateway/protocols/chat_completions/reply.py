@@ -47,15 +47,21 @@ def read_reply(status: int, body: bytes, dialect: Dialect) -> Reply:
     )
 
 
-def usage_of(value: dict[str, Any], dialect: Dialect) -> Usage | None:
-    """Return the usage of a reply or chunk, wherever the provider puts it."""
+def usage_of(value: dict[str, Any], dialect: Dialect, tier: object = None) -> Usage | None:
+    """Return the usage of a reply or chunk, wherever the provider puts it.
+
+    Args:
+        tier: the service tier, if an earlier chunk has told it.
+    """
     usage = value.get("usage")
     if usage is None:
         usage = _usage_elsewhere(value)
     elif isinstance(usage, dict) and ("cache_hit" in value or "cache_write" in value):
         said = {key: value[key] for key in ("cache_hit", "cache_write") if key in value}
         usage = {**said, **usage}
-    return read_usage(usage, dialect, service_tier=value.get("service_tier"))
+    if usage is None:
+        return None
+    return read_usage(usage, dialect, service_tier=value.get("service_tier") if tier is None else tier)
 
 
 def _usage_elsewhere(value: dict[str, Any]) -> object:

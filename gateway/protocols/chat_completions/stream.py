@@ -94,7 +94,7 @@ class ChatMeter(EventMeter):
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._on_choice(choice)
-        usage = usage_of({**chunk, "service_tier": self._tier}, self._dialect)
+        usage = usage_of(chunk, self._dialect, self._tier)
         if usage is None:
             return PASS
         self._usage = usage
