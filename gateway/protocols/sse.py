@@ -298,14 +298,13 @@ def interest(data: bytes, key: bytes) -> int:
 def first_value(data: bytes, key: bytes, count: int) -> int:
     """As `interest`, where it is known that `key` stands there `count` times other than as `key:null`."""
     at = len(data)
-    for opening in (b":{", b':"', b": {", b': "'):
+    for opening in (b":{", b": null", b':"', b": {", b': "'):  # the likely ones first: each is a search
         literal = key + opening
         found = data.find(literal)
         if found >= 0:
             count -= data.count(literal, found)
-            at = min(at, found)
+            if opening != b": null":
+                at = min(at, found)
             if not count:
-                return at
-    if count > data.count(key + b": null"):
-        return 0
-    return at if at < len(data) else -1
+                return at if at < len(data) else -1
+    return 0
