@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Select, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Select, case, delete, func, insert, literal, null, select, update
 
 from gateway.ledger import schema
 from gateway.ledger.inserting import insert_rows
-from gateway.ledger.projection import Row
+from gateway.ledger.projection import SETTLED_REVISION, Row
 from gateway.ledger.upserting import upsert_for
 
 CURSOR_CHARS_MAX: Final = 16_384
@@ -142,7 +142,11 @@ def number_again(connection: Connection, gateway_id: int) -> None:
     bills, feed, feeds = schema.bills, schema.feed, schema.feeds
     connection.execute(delete(feed).where(feed.c.gateway_id == gateway_id))
     order = (bills.c.record_id, bills.c.revision)  # as they stand in the table: about the order of time
-    replaced = func.lag(bills.c.revision).over(partition_by=bills.c.record_id, order_by=bills.c.revision)
+    older = bills.alias("older")
+    before = select(func.max(older.c.revision)).where(
+        older.c.record_id == bills.c.record_id, older.c.revision < bills.c.revision
+    )
+    replaced = case((bills.c.revision == SETTLED_REVISION, null()), else_=before.scalar_subquery())
     chosen = select(
         literal(gateway_id, schema.feed.c.gateway_id.type),
         func.row_number().over(order_by=order),

@@ -89,13 +89,17 @@ def rebuild(
     position = Position({segment: size for segment, (size, _) in gone.items()}, {})
     done = dict.fromkeys(("bills", "revisions", "conflicts", "refused"), 0)
     known: set[int] = set()
+    apart = 0
+    """Bills that came without a shard, and revisions: the sums by hour lack them."""
     remembered: Remembered = {}
 
     def put(batches: Read) -> None:
+        nonlocal apart
         for batch, rows in batches:
             written = write_batch(
                 store, gateway_id, position, batch, rows, known, remembered, now_ns(), sums=False
             )
+            apart += written.revisions + (0 if rows.shard else written.bills)
             for name in done:
                 done[name] += getattr(written, name)
             if progress is not None:
@@ -113,7 +117,7 @@ def rebuild(
             except Spoiled:
                 remembered.clear()
                 put(piece.again())
-        store.run(lambda c: refill(c, gateway_id), writes=True)
+        store.run(lambda c: refill(c, gateway_id, hours=apart > 0), writes=True)
     return Rebuilt(
         **done,
         lost=bills_gone,

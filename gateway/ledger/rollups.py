@@ -28,7 +28,7 @@ from sqlalchemy import (
 from gateway.ledger import schema
 from gateway.ledger.projection import Row
 from gateway.ledger.schema import DAY_NS, HOUR_NS, PICO_PER_MILLI, SUMS, TOKENS, split
-from gateway.ledger.upserting import Upsert, upsert
+from gateway.ledger.upserting import Upsert, insert_into, upsert
 
 _COLUMN: Final = {name: at for at, name in enumerate(schema.bills.c.keys())}
 _ENDED: Final = _COLUMN["ended_unix_ns"]
@@ -107,14 +107,29 @@ def _again(
     connection.execute(insert(table).from_select([unit, *names, *SUMS], chosen), rows)
 
 
-def fold_all(connection: Connection, gateway_id: int) -> None:
-    """Make the roll-ups of a gateway again: from its bills, and the coarser ones from the finer."""
+def fold_hours(connection: Connection, bills: Table) -> None:
+    """Add bills that stand in a table like `schema.bills` to the sums by hour, and to no other roll-up."""
+    hourly = schema.hourly
+    new = insert_into(connection, hourly)
+    keys = _hour_keys(bills)
+    chosen = select(*keys, *sums_of_bills(bills)).where(counts(bills)).group_by(*keys)
+    added = new.from_select([*_keys(hourly), *SUMS], chosen)
+    own = list(hourly.primary_key.columns)
+    connection.execute(added.on_conflict_do_update(index_elements=own, set_=_more(hourly, new)))
+
+
+def fold_all(connection: Connection, gateway_id: int, *, hours: bool = True) -> None:
+    """Make the roll-ups of a gateway again: from its bills, and the coarser ones from the finer.
+
+    Args:
+        hours: also the sums by hour; without it they are right, by `fold_hours`.
+    """
     hourly, daily, bills = schema.hourly, schema.daily, schema.bills
-    for table in schema.ROLLUPS:
+    for table in schema.ROLLUPS if hours else schema.ROLLUPS[1:]:
         connection.execute(delete(table).where(table.c.gateway_id == gateway_id))
-    counted = select().where(bills.c.gateway_id == gateway_id, counts(bills))
-    hour = (whole(bills.c.ended_unix_ns, HOUR_NS), *(bills.c[name] for name in _keys(hourly)[1:]))
-    _fill(connection, hourly, hour, sums_of_bills(bills), counted)
+    if hours:
+        counted = select().where(bills.c.gateway_id == gateway_id, counts(bills))
+        _fill(connection, hourly, _hour_keys(bills), sums_of_bills(bills), counted)
     day = (whole(hourly.c.hour, _PER_DAY), *(hourly.c[name] for name in _keys(daily)[1:]))
     of_hours = select().where(hourly.c.gateway_id == gateway_id)
     _fill(connection, daily, day, sums_of_sums(hourly), of_hours)
@@ -166,6 +181,11 @@ def sums_of_sums(table: FromClause) -> list[ColumnElement[Any]]:
 
 def _sum(column: ColumnElement[int]) -> ColumnElement[Any]:
     return func.sum(column)
+
+
+def _hour_keys(bills: Table) -> tuple[ColumnElement[Any], ...]:
+    """Return the key of `schema.hourly` that each bill has."""
+    return whole(bills.c.ended_unix_ns, HOUR_NS), *(bills.c[name] for name in _keys(schema.hourly)[1:])
 
 
 def _keys(table: Table) -> list[str]:

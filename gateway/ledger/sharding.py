@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import IntegrityError
 
 from gateway.ledger import schema
@@ -31,6 +31,10 @@ _PRAGMAS: Final = (
     "locking_mode=EXCLUSIVE",
     "cache_size=-16384",
 )
+
+
+BILLS: Final = schema.bills.to_metadata(MetaData(), schema=NAME)
+"""The bills of that shard."""
 
 
 class Spoiled(Exception):

@@ -15,7 +15,7 @@ from typing import Final
 
 import asyncpg
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.ledger import schema
@@ -24,13 +24,14 @@ from gateway.ledger.feed import append, number_again
 from gateway.ledger.inserting import insert_missing, insert_rows
 from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of, tallies_of
 from gateway.ledger.revising import Origin, revise
-from gateway.ledger.rollups import fold, fold_all, sum_again
-from gateway.ledger.sharding import ids_in, take_over
+from gateway.ledger.rollups import fold, fold_all, fold_hours, sum_again
+from gateway.ledger.sharding import BILLS, ids_in, take_over
 from gateway.ledger.tallying import Remembered, add_tallies
 from gateway.ledger.upserting import upsert_for
 
 _LOOK_UP: Final = 500
 """Ids in one statement: SQLite takes 32,766 parameters."""
+_INDEXED_LATER: Final = (schema.bills, schema.hourly)
 _GATEWAY: Final = list(schema.bills.c.keys()).index("gateway_id")
 _CURRENT: Final = list(schema.bills.c.keys()).index("current")
 
@@ -85,7 +86,8 @@ def write(
     """Write rows and move the cursor.
 
     Args:
-        sums: keep the roll-ups and the feed; without it `refill` must follow.
+        sums: keep the roll-ups and the feed; without it `refill` must follow. Of a shard the sums by hour are
+            kept anyway.
         known: ids of what many bills share that are surely there; the caller adds those of `rows` to it once
             the transaction is done.
         remembered: tallies that surely stand there, and then those of `rows`, too.
@@ -106,6 +108,7 @@ def write(
     if rows.shard is not None:
         assert not sums  # a shard is for a rebuild
         take_over(connection)
+        fold_hours(connection, BILLS)  # now, while others read; all else of the sums follows from them
     fresh_bills, places, clashes = _insert_bills(connection, rows)
     if sums and fresh_bills:
         fold(connection, fresh_bills)
@@ -142,19 +145,25 @@ def enrol(connection: Connection, folder: str) -> int:
 def defer_sums(connection: Connection, gateway_id: int) -> None:
     """Note that the roll-ups of a gateway have to be made again, by `refill`.
 
-    An empty table loses its indexes until then: that many bills go in faster without them.
+    An empty table loses its indexes until then: that many rows go in faster without them.
     """
     _due(connection, gateway_id, due=True)
-    if connection.execute(select(schema.bills.c.record_id).limit(1)).first() is None:
-        for index in schema.bills.indexes:
-            index.drop(connection, checkfirst=True)
+    for table in _INDEXED_LATER:
+        if connection.execute(select(literal(1)).select_from(table).limit(1)).first() is None:
+            for index in table.indexes:
+                index.drop(connection, checkfirst=True)
 
 
-def refill(connection: Connection, gateway_id: int) -> None:
-    """Make the roll-ups and the feed of a gateway again, from its bills."""
-    for index in schema.bills.indexes:
-        index.create(connection, checkfirst=True)
-    fold_all(connection, gateway_id)
+def refill(connection: Connection, gateway_id: int, *, hours: bool = True) -> None:
+    """Make the roll-ups and the feed of a gateway again, from its bills.
+
+    Args:
+        hours: also the sums by hour; without it all bills came in shards, and none was revised.
+    """
+    fold_all(connection, gateway_id, hours=hours)
+    for table in _INDEXED_LATER:
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
     number_again(connection, gateway_id)
     _due(connection, gateway_id, due=False)
 
