@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Select, case, delete, func, insert, literal, null, select, update
+from sqlalchemy import Connection, Select, Table, case, delete, func, insert, literal, null, select, update
 
 from gateway.ledger import schema
 from gateway.ledger.inserting import insert_rows
@@ -137,9 +137,23 @@ def trim(connection: Connection, gateway_id: int, count_max: int) -> None:
     connection.execute(delete(feed).where(own, feed.c.number <= gone))
 
 
+def number_more(connection: Connection, gateway_id: int, bills: Table) -> None:
+    """Number bills of a table like `schema.bills`, none of them revised; `begin_again` must follow."""
+    feed = schema.feed
+    last = connection.execute(_last(gateway_id)).scalar() or 0
+    chosen = select(
+        literal(gateway_id, feed.c.gateway_id.type),
+        literal(last, feed.c.number.type) + func.row_number().over(order_by=bills.c.record_id),
+        bills.c.record_id,
+        bills.c.revision,
+        null(),
+    )
+    connection.execute(insert(feed).from_select(list(feed.c.keys()), chosen))
+
+
 def number_again(connection: Connection, gateway_id: int) -> None:
     """Number all that counts, or ever counted, of a gateway anew."""
-    bills, feed, feeds = schema.bills, schema.feed, schema.feeds
+    bills, feed = schema.bills, schema.feed
     connection.execute(delete(feed).where(feed.c.gateway_id == gateway_id))
     order = (bills.c.record_id, bills.c.revision)  # as they stand in the table: about the order of time
     older = bills.alias("older")
@@ -154,13 +168,20 @@ def number_again(connection: Connection, gateway_id: int) -> None:
         replaced,
     ).where(bills.c.gateway_id == gateway_id)
     connection.execute(insert(feed).from_select(list(feed.c.keys()), chosen))
+    begin_again(connection, gateway_id)
+
+
+def begin_again(connection: Connection, gateway_id: int) -> None:
+    """Give the feed of a gateway, as it was numbered, a name of its own: to who reads it all of it is new."""
     _begin(connection, gateway_id)
-    last = select(func.max(feed.c.number)).where(feed.c.gateway_id == gateway_id)
+    feeds, last = schema.feeds, _last(gateway_id).scalar_subquery()
     connection.execute(
-        update(feeds)
-        .where(feeds.c.gateway_id == gateway_id)
-        .values(last=func.coalesce(last.scalar_subquery(), 0))
+        update(feeds).where(feeds.c.gateway_id == gateway_id).values(last=func.coalesce(last, 0))
     )
+
+
+def _last(gateway_id: int) -> Select[Any]:
+    return select(func.max(schema.feed.c.number)).where(schema.feed.c.gateway_id == gateway_id)
 
 
 def _begin(connection: Connection, gateway_id: int) -> None:

@@ -90,7 +90,7 @@ def rebuild(
     done = dict.fromkeys(("bills", "revisions", "conflicts", "refused"), 0)
     known: set[int] = set()
     apart = 0
-    """Bills that came without a shard, and revisions: the sums by hour lack them."""
+    """Bills that came without a shard, and revisions: the sums by hour and the feed lack them."""
     remembered: Remembered = {}
 
     def put(batches: Read) -> None:
@@ -117,7 +117,7 @@ def rebuild(
             except Spoiled:
                 remembered.clear()
                 put(piece.again())
-        store.run(lambda c: refill(c, gateway_id, hours=apart > 0), writes=True)
+        store.run(lambda c: refill(c, gateway_id, begun=apart == 0), writes=True)
     return Rebuilt(
         **done,
         lost=bills_gone,

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gateway.ledger import schema
 from gateway.ledger.expiry import with_rows
-from gateway.ledger.feed import append, number_again
+from gateway.ledger.feed import append, begin_again, number_again, number_more
 from gateway.ledger.inserting import insert_missing, insert_rows
 from gateway.ledger.projection import SETTLED_REVISION, Revision, Row, Rows, id_of, tallies_of
 from gateway.ledger.revising import Origin, revise
@@ -86,8 +86,8 @@ def write(
     """Write rows and move the cursor.
 
     Args:
-        sums: keep the roll-ups and the feed; without it `refill` must follow. Of a shard the sums by hour are
-            kept anyway.
+        sums: keep the roll-ups and the feed; without it `refill` must follow. Of a shard the sums by hour and
+            the feed are kept anyway.
         known: ids of what many bills share that are surely there; the caller adds those of `rows` to it once
             the transaction is done.
         remembered: tallies that surely stand there, and then those of `rows`, too.
@@ -109,6 +109,7 @@ def write(
         assert not sums  # a shard is for a rebuild
         take_over(connection)
         fold_hours(connection, BILLS)  # now, while others read; all else of the sums follows from them
+        number_more(connection, gateway_id, BILLS)
     fresh_bills, places, clashes = _insert_bills(connection, rows)
     if sums and fresh_bills:
         fold(connection, fresh_bills)
@@ -154,17 +155,17 @@ def defer_sums(connection: Connection, gateway_id: int) -> None:
                 index.drop(connection, checkfirst=True)
 
 
-def refill(connection: Connection, gateway_id: int, *, hours: bool = True) -> None:
+def refill(connection: Connection, gateway_id: int, *, begun: bool = False) -> None:
     """Make the roll-ups and the feed of a gateway again, from its bills.
 
     Args:
-        hours: also the sums by hour; without it all bills came in shards, and none was revised.
+        begun: all bills came in shards, and none was revised: the sums by hour and the feed are right.
     """
-    fold_all(connection, gateway_id, hours=hours)
+    fold_all(connection, gateway_id, hours=not begun)
     for table in _INDEXED_LATER:
         for index in table.indexes:
             index.create(connection, checkfirst=True)
-    number_again(connection, gateway_id)
+    (begin_again if begun else number_again)(connection, gateway_id)
     _due(connection, gateway_id, due=False)
 
 

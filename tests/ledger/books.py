@@ -186,4 +186,22 @@ def everything(store: Store) -> dict[str, list[tuple[Any, ...]]]:
     return store.run(read)
 
 
+def assert_each_is_numbered_once(store: Store) -> None:
+    """Hold the feed to the rows: each has one number, without a gap, and says what it took the place of."""
+    bills, feed, feeds = schema.bills, schema.feed, schema.feeds
+    rows = store.run(
+        lambda c: c.execute(select(bills.c.gateway_id, bills.c.record_id, bills.c.revision)).all()
+    )
+    entries = store.run(lambda c: c.execute(select(feed).order_by(feed.c.gateway_id, feed.c.number)).all())
+    assert sorted((e.gateway_id, e.record_id, e.revision) for e in entries) == sorted(tuple(r) for r in rows)
+    numbered = Counter(entry.gateway_id for entry in entries)
+    assert numbered == {
+        row.gateway_id: row.last for row in store.run(lambda c: c.execute(select(feeds)).all())
+    }
+    assert [entry.number for entry in entries] == [
+        n + 1 for own in sorted(numbered) for n in range(numbered[own])
+    ]
+    assert all((entry.replaces is None) == (entry.revision == 0) for entry in entries)
+
+
 FILES = Files()

@@ -27,6 +27,7 @@ from tests.journals import append_bill, copy_of, make_journal, record_id, remove
 from tests.ledger.books import (
     FILES,
     START_NS,
+    assert_each_is_numbered_once,
     bills_of,
     caught_up,
     everything,
@@ -402,18 +403,21 @@ def test_bills_that_are_there_already_spoil_no_rebuild_by_other_processes(
     assert everything(store) == before
     on_sqlite = type(store).__name__ == "SqliteStore"
     assert bool(spoiled) == on_sqlite, "no shard had a bill that was there"
+    assert_each_is_numbered_once(store)
     rebuild(first, store, processes=2)
     assert everything(store) == before
     assert store.workshop is None or not store.workshop.exists()
 
 
-def test_a_rebuilt_ledger_is_the_same_row_for_row(folder: Path, ledger: MakeStore) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_rebuilt_ledger_is_the_same_row_for_row(folder: Path, ledger: MakeStore, processes: int) -> None:
     store = ledger()
     caught_up(folder, store)
     before = everything(store)
-    done = rebuild(folder, store)
+    done = rebuild(folder, store, processes=processes)
     assert (done.bills, done.conflicts, done.refused, done.lost) == (1_000, 0, 0, 0)
     assert everything(store) == before
+    assert_each_is_numbered_once(store)
     found = caught_up(folder, store)
     assert (found.stats.bills, found.stats.again) == (0, 0)
 
@@ -446,8 +450,9 @@ def test_other_processes_read_what_this_one_would_have_read(
     assert here, "no segment was read again here, so the records that stand twice were not"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_rebuild_that_died_before_its_sums_is_finished_by_the_follower(
-    folder: Path, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch
+    folder: Path, ledger: MakeStore, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
     store = ledger()
     caught_up(folder, store)
@@ -456,13 +461,13 @@ def test_a_rebuild_that_died_before_its_sums_is_finished_by_the_follower(
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise Killed
 
     monkeypatch.setattr("gateway.ledger.rebuilding.refill", killed)
     with pytest.raises(Killed):
-        rebuild(folder, store)
-    assert not everything(store)["costs_hourly"]
+        rebuild(folder, store, processes=processes)
+    assert not everything(store)["costs_daily"]
     assert caught_up(folder, store).stats.bills == 0
     assert everything(store) == before
 

@@ -21,7 +21,7 @@ from otel.journal.audit import Logs, Report, audit_folder
 from otel.journal.removed import folder_id
 from tests.gateway_process import attributes, spans_in
 from tests.journals import copy_of
-from tests.ledger.books import FILES, caught_up, everything, follower
+from tests.ledger.books import FILES, assert_each_is_numbered_once, caught_up, everything, follower
 from tests.ledger.conftest import MakeStore
 from tests.rerating.rated_journals import book, changed, lines, make_rated, revisions, run
 
@@ -250,6 +250,7 @@ def test_a_rebuilt_ledger_has_the_same_revisions(folder: Path, ledger: MakeStore
     for processes in (1, 2):
         assert rebuild(folder, store, processes=processes).revisions == len(revisions(folder))
         assert everything(store) == before
+        assert_each_is_numbered_once(store)
 
 
 TAMPERED = {
