@@ -95,7 +95,9 @@ async def _admitted(doors: Doors) -> bool:
     scope = {"type": "http", "method": "POST", "path": protocol.path, "headers": headers}
     correlation = begin(headers, doors.ids, doors._traces, "POST")
     try:
-        admitted = await doors._admit(protocol, scope, _body, correlation, 0, time.time_ns())
+        admitted = await doors._admit(
+            doors._inforce.terms, protocol, scope, _body, correlation, 0, time.time_ns()
+        )
     except SpanbillError:
         return False
     admitted.hold.release()

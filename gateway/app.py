@@ -15,7 +15,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway import __version__
 from gateway.admission.gate import Gate
-from gateway.admission.guards import Guards
-from gateway.admission.virtual_keys import KeyEntry, KeyRing
+from gateway.admission.virtual_keys import KeyEntry
 from gateway.apart import Apart, Worker, whose
 from gateway.api.access import Access
 from gateway.api.budgets import budgets_router
@@ -42,41 +41,27 @@ from gateway.api.own_limits import own_limits_router
 from gateway.api.providers import providers_router
 from gateway.api.selfcheck import selfcheck_router
 from gateway.api.target_metrics import TargetCollector
-from gateway.assembly import (
-    SIMULATED,
-    CountOnDemand,
-    Switch,
-    admin_key,
-    book_of,
-    configured_keys,
-    configured_providers,
-    models_of,
-    place_of,
-    plane_of,
-    prices_of,
-    screen_of,
-)
-from gateway.assembly_routing import chooser_of, cost_of, routes_of
+from gateway.api.terms import InForce
+from gateway.assembly import CountOnDemand, plane_of, prices_of
+from gateway.assembly_routing import chooser_of, timeouts_of
 from gateway.behind import Behind
 from gateway.beside import Beside
 from gateway.budgeting import Budgeting
 from gateway.control.plane import Plane
+from gateway.inforce import Reign, checked
 from gateway.limiting import Limiting
 from gateway.logs import LineWriter, lines_health
 from gateway.metering import tokenizer
-from gateway.pricing.catalogue import CatalogueError
 from gateway.protocols import PROTOCOLS
 from gateway.providers.httpx_transport import transport_for
 from gateway.providers.simulated import SimulatedTransport
-from gateway.providers.upstream import Timeouts, Transport
+from gateway.providers.upstream import Transport
 from gateway.recorder import JournalRecorder, starting
 from gateway.release.relay import DrainBounds, Drains
-from gateway.routes import chosen
-from gateway.routing.targets import Router
-from gateway.settings import Settings, SettingsError
+from gateway.reloading import Reloading, Source
+from gateway.settings import Settings
 from gateway.siblings import Siblings
 from gateway.stages import Stages
-from gateway.translation import STAND_INS
 from otel.journal import Bounds, JournalWriter
 from otel.journal.files import Files
 from otel.journal.segments import locked
@@ -102,41 +87,35 @@ SETTLE_CHECK_S: Final = 0.01
 def create_app(
     settings: Settings,
     *,
-    keys: Iterable[KeyEntry] = (),
+    keys: Sequence[KeyEntry] = (),
     environ: Mapping[str, str] = os.environ,
     lines: LineWriter | None = None,
     transport: Transport | None = None,
     files: Files | None = None,
     worker: Worker | None = None,
+    source: Source | None = None,
 ) -> Doors:
     """Build the gateway.
 
     Args:
-        keys: further virtual keys (the demo key).
+        keys: virtual keys that hold while the configuration has none (the demo key).
         lines: where the request log goes.
         transport, files: instead of the configured network and the disk, for tests.
         worker: None where this process is the whole gateway, with what comes behind the journal in threads.
+        source: where `settings` stand, to be followed; None where they never change.
 
     Raises:
-        SettingsError: keys, providers or prices cannot be used.
+        SettingsError: the configuration cannot be used.
     """
     ids = Ids()
     gate = Gate()
+    alone = worker is None or worker.behind is not None
     resource = Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME", "spanbill")})
     traces = traces_from_env(resource, environ=environ)
-    providers = configured_providers(settings, environ)
-    try:
-        plane = plane_of(settings)
-        ring = KeyRing([*configured_keys(settings, environ), *keys], plane.stored)
-        access = Access(admin_key(settings, ring), ring.holder)
-        book = book_of(settings.prices)
-        router = Router(
-            [place_of(provider) for provider in providers.values()],
-            settings.routing.default_provider,
-            STAND_INS,
-        )
-    except (CatalogueError, ValueError) as fault:
-        raise SettingsError(str(fault)) from fault
+    inforce = InForce()
+    plane = plane_of(settings)
+    found = checked(settings, environ, stored=plane.stored, keys=keys)
+    access = Access(found.admin, inforce.holder)
     files = files or Files()
     writer = JournalWriter(
         settings.journal.directory,
@@ -156,9 +135,7 @@ def create_app(
         {str(k): str(v) for k, v in resource.attributes.items()},
         settings.telemetry.cache_write_name,
     )
-    prices = prices_of(book)
-    routes = routes_of(settings, router, providers)
-    chooser, cost = chooser_of(settings, random.random), cost_of(book)
+    chooser = chooser_of(settings, random.random)
     beside = Beside(settings, files, operator=access.operator_in)
     behind = Behind(settings, files, environ)
     ledger = Ledger(beside.asker, settings.journal.directory, files)
@@ -170,10 +147,11 @@ def create_app(
             *plane.health(),
             *limiting.health(),
             *budgeting.health(),
+            *(reloading.health() if reloading is not None else ()),
         ]
     )
     limiting = Limiting(settings, metrics.limit)
-    budgeting = Budgeting(settings, files, book, writer)
+    budgeting = Budgeting(settings, files, writer)
     shared = None
     if worker is not None:
         shared = SharedMetrics(
@@ -191,27 +169,17 @@ def create_app(
         usage=beside.usage,
         errors=beside.errors,
     )
-    network = transport or Switch(
-        transport_for(settings.upstream.transport),
-        SimulatedTransport(),
-        providers[SIMULATED].origin.host
-        if SIMULATED in providers and providers[SIMULATED].card.in_process
-        else "",
-    )
+    network = transport or transport_for(settings.upstream.transport)
+    simulated = None if transport is not None else SimulatedTransport()
     stages = Stages(
         transport=network,
         recorder=recorder,
-        prices=prices,
+        prices=prices_of(found.book),
         observe=observer.exchange,
         span_id=ids.span_id,
         now_ns=time.time_ns,
         monotonic_ns=time.monotonic_ns,
-        timeouts=Timeouts(
-            connect_s=settings.upstream.connect_timeout_s,
-            first_byte_s=settings.upstream.first_byte_timeout_s,
-            idle_s=settings.upstream.idle_timeout_s,
-            total_s=settings.upstream.total_timeout_s,
-        ),
+        timeouts=timeouts_of(settings.upstream),
         drains=Drains(
             DrainBounds(
                 duration_ns=round(settings.upstream.drain_s * 1e9),
@@ -226,58 +194,67 @@ def create_app(
         toss=random.random,
         pause=asyncio.sleep,
     )
+    reign = Reign(inforce, stages, chooser, limiting, budgeting, network, simulated)
+    reign.begin(found)
+
+    async def take(changed: Settings) -> None:
+        await reign.take(await asyncio.to_thread(checked, changed, environ, stored=plane.stored, keys=keys))
+
+    reloading = None if source is None else Reloading(source, take, metrics.reload, looks=alone)
     doors = fastapi_app(
         version=__version__,
         ids=ids,
         tracer_provider=traces.provider,
         registry=registry,
-        holder=ring.holder,
-        models=lambda: models_of(providers, book.catalogue, settings.routing.aliases),
+        holder=inforce.holder,
+        models=lambda: inforce.terms.models(),
         ready=lambda: _readiness(writer, gate),
         protocols=PROTOCOLS,
         routers=[
             own_key_router(access),
-            own_limits_router(access, limiting.guard),
+            own_limits_router(access, lambda: inforce.terms.limits),
             keys_router(access, plane.keys),
             selfcheck_router(access, beside.check(behind.cursor, counters.whole).check),
             costs_router(access, ledger),
             exports_router(access, ledger),
             budgets_router(access, budgeting.desk),
-            providers_router(access, providers, lambda: chooser.standings(time.monotonic_ns())),
+            providers_router(
+                access,
+                lambda: inforce.terms.providers,
+                lambda: chooser.standings(time.monotonic_ns()),
+            ),
         ],
         lifespan=_lifespan(
             settings.journal.directory,
             writer,
-            Siblings(settings.journal.directory, files, writer, recorder, prices, observer.exchange),
+            Siblings(settings.journal.directory, files, writer, recorder, inforce.prices, observer.exchange),
             gate,
             beside,
             whose(behind, worker),
             plane,
             limiting,
             budgeting,
-            network,
+            [network] if simulated is None else [network, simulated],
             traces,
             shared,
-            alone=worker is None or worker.behind is not None,
+            reloading,
+            alone=alone,
         ),
     )
-    return Doors(
+    app = Doors(
         behind=doors,
         protocols=PROTOCOLS,
-        stages=stages,
+        inforce=inforce,
         ids=ids,
         traces=traces,
-        holder=ring.holder,
-        route=routes.route,
-        choose=lambda route, lanes, call: chosen(route, lanes, call, chooser, cost, time.monotonic_ns()),
-        screen=screen_of(book, settings.prices.unpriced, time.time_ns),
-        guard=Guards([*limiting.guards, budgeting.guard]),
         body_bytes_max=settings.server.max_body_bytes,
         gate=gate,
         refused=observer.refusal,
         served=observer.served,
         captures=beside.captures,
     )
+    app.reload = None if reloading is None else reloading.ask
+    return app
 
 
 def _readiness(writer: JournalWriter, gate: Gate) -> Readiness:
@@ -309,9 +286,10 @@ def _lifespan(
     plane: Plane,
     limiting: Limiting,
     budgeting: Budgeting,
-    network: Transport,
+    transports: Sequence[Transport],
     traces: Traces,
     shared: SharedMetrics | None,
+    reloading: Reloading | None,
     *,
     alone: bool,
 ) -> Callable[[FastAPI], Any]:
@@ -331,6 +309,8 @@ def _lifespan(
             if behind is not None:
                 behind.start()
             await budgeting.start()
+            if reloading is not None:
+                tasks.append(asyncio.create_task(reloading.run()))
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD, 20, 20)
@@ -355,7 +335,8 @@ def _lifespan(
                 await budgeting.stop()
                 if shared is not None:
                     shared.publish()
-                await network.aclose()
+                for transport in transports:
+                    await transport.aclose()
                 traces.close()
 
     return lifespan

@@ -19,7 +19,7 @@ from gateway.routing.choosing import Chooser
 from gateway.routing.cooldown import Rules
 from gateway.routing.retry import Policy
 from gateway.routing.targets import NAME_CHARS_MAX, Router, Target
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings, SettingsError, UpstreamSettings
 from gateway.stages import Lane
 
 log = logging.getLogger("spanbill.routing")
@@ -73,9 +73,30 @@ def routes_of(settings: Settings, router: Router, providers: Mapping[str, Provid
     return Routes(router, providers, aliases, routing.selector, policy)
 
 
+def cooldown_of(settings: Settings) -> Rules:
+    """Return when targets are left alone."""
+    rules = settings.routing.cooldown
+    return Rules(
+        failures=rules.failures,
+        attempts_min=rules.attempts_min,
+        recent_s=rules.recent_s,
+        pause_s=rules.pause_s,
+        pause_max_s=rules.pause_max_s,
+    )
+
+
+def timeouts_of(upstream: UpstreamSettings) -> Timeouts:
+    """Return the bounds of an attempt at a target that has none of its own."""
+    return Timeouts(
+        connect_s=upstream.connect_timeout_s,
+        first_byte_s=upstream.first_byte_timeout_s,
+        idle_s=upstream.idle_timeout_s,
+        total_s=upstream.total_timeout_s,
+    )
+
+
 def chooser_of(settings: Settings, toss: Callable[[], float]) -> Chooser:
     """Return what remembers how targets do; what the operator should know of them is logged."""
-    rules = settings.routing.cooldown
 
     def named(target: Hashable) -> dict[str, object]:
         return {"provider": target.provider, "model": target.model} if isinstance(target, Target) else {}
@@ -91,19 +112,7 @@ def chooser_of(settings: Settings, toss: Callable[[], float]) -> Chooser:
     def refused(target: Hashable, status: int) -> None:
         log.error("a provider refuses the gateway's key; renew it", extra={**named(target), "status": status})
 
-    return Chooser(
-        Rules(
-            failures=rules.failures,
-            attempts_min=rules.attempts_min,
-            recent_s=rules.recent_s,
-            pause_s=rules.pause_s,
-            pause_max_s=rules.pause_max_s,
-        ),
-        settings.routing.window_s,
-        toss,
-        changed,
-        refused,
-    )
+    return Chooser(cooldown_of(settings), settings.routing.window_s, toss, changed, refused)
 
 
 def cost_of(book: Book) -> Callable[[Lane, Call], int | None]:

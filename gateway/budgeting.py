@@ -46,14 +46,13 @@ class Budgeting:
     """The guard, and what is behind it.
 
     Attributes:
-        guard: asked for each request.
         desk: for the doors of the operator.
 
     Raises:
         SettingsError: a budget, or an address, cannot be used.
     """
 
-    def __init__(self, settings: Settings, files: Files, book: Book, writer: JournalWriter) -> None:
+    def __init__(self, settings: Settings, files: Files, writer: JournalWriter) -> None:
         own = settings.budgets
         directory = settings.journal.directory
         ledger_url = settings.ledger.url.get_secret_value()
@@ -86,15 +85,29 @@ class Budgeting:
             configured,
             memo=Memo(directory.parent / MEMO, files),
         )
-        self.guard = BudgetGuard(
-            self._keeper,
-            lambda call, aims: most_of(book, call, aims, own.assumed_output_tokens),
-            lambda: writer.number,
-            when_unknown=own.when_unavailable,
-            when_unpriced=own.unpriced,
-        )
+        self._newest = lambda: writer.number
         self.collector = BudgetCollector()
         self._survey: asyncio.Task[None] | None = None
+
+    def guard(self, settings: BudgetsSettings, book: Book) -> BudgetGuard:
+        """Return what is asked for each request, with these settings and prices."""
+        return BudgetGuard(
+            self._keeper,
+            lambda call, aims: most_of(book, call, aims, settings.assumed_output_tokens),
+            self._newest,
+            when_unknown=settings.when_unavailable,
+            when_unpriced=settings.unpriced,
+        )
+
+    @property
+    def still(self) -> asyncio.Lock:
+        """To be held for `configure`."""
+        return self._keeper.still
+
+    def configure(self, configured: tuple[Budget, ...]) -> None:
+        """Put other budgets in the place of those of the configuration; what was spent stays spent."""
+        self._keeper.configure(configured)
+        self.desk.configure(configured)
 
     def in_force(self) -> tuple[Budget, ...]:
         """Return all budgets that this process knows."""

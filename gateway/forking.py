@@ -19,7 +19,9 @@ from typing import Final
 
 import msgspec
 
-SIGNALS: Final = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
+HANGUP: Final[signal.Signals | None] = getattr(signal, "SIGHUP", None)
+"""Has the configuration read again; Windows has none."""
+SIGNALS: Final = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP is not None else []))
 """None of these may reach the child by way of this process's handlers."""
 GO, STOP, READY, FAULT = b"g", b"s", b"r", b"f"
 """What is said on a wire: begin, and stop in order; the child's: at work, and why it cannot be."""
@@ -76,7 +78,7 @@ def _be(work: Callable[[socket.socket], str | None], wire: socket.socket) -> Non
     try:
         signal.set_wakeup_fd(-1)
         for told in SIGNALS:
-            signal.signal(told, signal.SIG_DFL)
+            signal.signal(told, signal.SIG_IGN if told == HANGUP else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         fault = work(wire)
         if fault is not None:

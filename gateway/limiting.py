@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final
 
-from gateway.admission.guards import Guard
 from gateway.admission.limit_rules import Rule, RuleBook
 from gateway.admission.limits import LimitGuard
 from gateway.limits.desk import Desk, OwnDesk, SharedDesk
@@ -41,30 +39,41 @@ class Limiting:
     """
 
     def __init__(self, settings: Settings, limited: Callable[[str, str], None]) -> None:
+        self._settings = settings
+        self._limited = limited
         self.desk: Desk | None = None
         self.guard: LimitGuard | None = None
-        try:
-            self.book = RuleBook(_rules(settings))
-        except ValueError as fault:
-            raise SettingsError(f"limits.rules: {fault}") from fault
-        if not self.book:
-            return
-        limits = settings.limits
-        self.desk = _desk(settings)
-        self.guard = LimitGuard(
-            self.book,
+        book = rules_of(settings)
+        if book:
+            self.guard = self._open(book)
+
+    def _open(self, book: RuleBook) -> LimitGuard:
+        limits = self._settings.limits
+        self.desk = _desk(self._settings)
+        return LimitGuard(
+            book,
             self.desk,
             when_unavailable=limits.when_unavailable,
             input_tokens=input_tokens,
             assumed_output_tokens=limits.assumed_output_tokens,
-            limited=limited,
+            limited=self._limited,
             now_unix_ms=_unix_ms,
         )
 
-    @property
-    def guards(self) -> tuple[Guard, ...]:
-        """The guard, if there are rules."""
-        return () if self.guard is None else (self.guard,)
+    async def ready(self, book: RuleBook) -> None:
+        """Have counters for rules that are about to hold; where there were none before, they begin now."""
+        if book and self.guard is None:
+            self.guard = self._open(book)
+            await self.start()
+
+    def under(self, settings: Settings, book: RuleBook) -> LimitGuard | None:
+        """Return the guard for these rules, which `ready` was told of; None without any.
+
+        Counters stay: what a rule of the same name has counted is counted on.
+        """
+        if not book or self.guard is None:
+            return None
+        return self.guard.under(book, settings.limits.assumed_output_tokens)
 
     async def start(self) -> None:
         """Begin."""
@@ -84,6 +93,21 @@ class Limiting:
             yield counter("llm_gateway_limits_uncounted", text, self.guard.uncounted)
 
 
+def rules_of(settings: Settings) -> RuleBook:
+    """Return the rules of the configuration, wholly checked; no store is opened.
+
+    Raises:
+        SettingsError: two have one id, or the address of their store cannot be used.
+    """
+    try:
+        book = RuleBook(_rules(settings))
+    except ValueError as fault:
+        raise SettingsError(f"limits.rules: {fault}") from fault
+    if book:
+        _store(settings)
+    return book
+
+
 def _rules(settings: Settings) -> list[Rule]:
     rules = [Rule(**rule.model_dump()) for rule in settings.limits.rules]
     for key in settings.keys:
@@ -94,23 +118,27 @@ def _rules(settings: Settings) -> list[Rule]:
 
 
 def _desk(settings: Settings) -> Desk:
-    limits, journal = settings.limits, settings.journal.directory
-    backend = limits.backend.get_secret_value() or ("sqlite" if settings.server.workers > 1 else "memory")
-    if backend == "memory":
+    limits, store = settings.limits, _store(settings)
+    if store is None:
         if settings.server.workers > 1:
             log.warning("limits are counted by each worker for itself: limits.backend is `memory`")
         return OwnDesk(MemoryStore(_monotonic_ms))
     return SharedDesk(
-        _store(backend, journal, round(limits.lease_s * 1000)),
+        store,
         wait_s=limits.wait_s,
         beat_s=limits.lease_s / BEATS_A_LEASE,
         told=_TOLD[limits.when_unavailable],
     )
 
 
-def _store(backend: str, journal: Path, lease_ms: int) -> SharedStore:
+def _store(settings: Settings) -> SharedStore | None:
+    """Return what counts for all; it is opened when it is first asked. None: each process for itself."""
+    limits, lease_ms = settings.limits, round(settings.limits.lease_s * 1000)
+    backend = limits.backend.get_secret_value() or ("sqlite" if settings.server.workers > 1 else "memory")
+    if backend == "memory":
+        return None
     if backend == "sqlite":
-        return SqliteLimits(journal.parent / FILE, _monotonic_ms, lease_ms)
+        return SqliteLimits(settings.journal.directory.parent / FILE, _monotonic_ms, lease_ms)
     if not backend.startswith(tuple([f"{scheme}://" for scheme in SCHEMES])):
         raise SettingsError("limits.backend is not `memory`, `sqlite` or `redis://host:port/database`")
     try:

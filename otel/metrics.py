@@ -104,6 +104,7 @@ class Metrics(Collector):
         self._refused: dict[Labels, int] = {}
         self._fallbacks: dict[Labels, int] = {}
         self._limited: dict[Labels, int] = {}
+        self._reloads: dict[Labels, int] = {}
         self._latency: dict[Labels, Histogram] = {}
         self._first_chunk: dict[Labels, Histogram] = {}
         self._models: set[Labels] = set()
@@ -165,6 +166,10 @@ class Metrics(Collector):
         """Count a request that was refused because a limit had no room for it."""
         _add(self._limited, (rule, unit), 1)
 
+    def reload(self, result: str) -> None:
+        """Count a configuration that was read while requests are served."""
+        _add(self._reloads, (result,), 1)
+
     def state(self) -> State:
         """Return a copy of all counts, and the readings of now."""
         return State(
@@ -218,6 +223,7 @@ class Metrics(Collector):
             self._fallbacks,
             self._refused,
             self._limited,
+            self._reloads,
         )
 
     def _distributions(self) -> tuple[tuple[dict[Labels, Histogram], tuple[float, ...]], ...]:
@@ -278,6 +284,12 @@ class Metrics(Collector):
             "Requests refused for want of room, by the rule that said so.",
             ["rule", "kind"],
             self._limited,
+        )
+        yield _counter(
+            "llm_gateway_config_reloads",
+            "Configurations read while requests are served: `taken` or `refused`.",
+            ["result"],
+            self._reloads,
         )
         yield _histogram(
             "llm_gateway_latency_seconds", "From admission to the settled bill.", by_key, self._latency

@@ -7,6 +7,7 @@ the bill. What asks for more than a limit by itself is told so, and told not to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Final, Literal
 
 from gateway.admission.guards import NOTHING_HELD, Aim, Hold
@@ -23,6 +24,15 @@ AGAIN_S: Final = 1
 _PER: Final = {"requests": "requests per minute", "tokens": "tokens per minute", "concurrent": "at a time"}
 
 
+class Uncounted:
+    """How many were let in while counters could not be asked."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
 class LimitGuard:
     """The limits of one gateway.
 
@@ -33,9 +43,6 @@ class LimitGuard:
         assumed_output_tokens: of a request that names no maximum.
         limited: told of each refusal: (rule, unit).
         now_unix_ms: wall clock, for headers.
-
-    Attributes:
-        uncounted: how many were let in while counters could not be asked.
     """
 
     def __init__(
@@ -56,7 +63,19 @@ class LimitGuard:
         self._assumed_output_tokens = assumed_output_tokens
         self._limited = limited
         self._now_unix_ms = now_unix_ms
-        self.uncounted = 0
+        self._uncounted = Uncounted()
+
+    @property
+    def uncounted(self) -> int:
+        """How many were let in while counters could not be asked, under these rules and those before."""
+        return self._uncounted.number
+
+    def under(self, book: RuleBook, assumed_output_tokens: int) -> LimitGuard:
+        """Return a guard with other rules and the same counters."""
+        other = copy(self)
+        other._book = book
+        other._assumed_output_tokens = assumed_output_tokens
+        return other
 
     async def admit(self, call: Call, aims: Sequence[Aim]) -> Hold:
         """Let a request in; see `gateway.admission.guards.Guard`.
@@ -77,7 +96,7 @@ class LimitGuard:
             answer = await self._desk.ask(Ask(request_id=call.record_id, charges=charges))
         except Away as fault:
             if self._open:
-                self.uncounted += 1
+                self._uncounted.number += 1
                 return NOTHING_HELD
             raise GatewayFault(
                 "limits_unavailable",

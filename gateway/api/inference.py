@@ -16,18 +16,17 @@ from typing import Any, Final
 import msgspec
 
 from gateway.admission.gate import Gate, stopping
-from gateway.admission.guards import NOTHING_HELD, Guard
-from gateway.admission.permission import Holder
+from gateway.admission.guards import NOTHING_HELD
 from gateway.api.correlation import Correlation, Ids, begin
+from gateway.api.terms import InForce, Terms
 from gateway.capture.capture import Capture, Captures
 from gateway.core.errors import CallerError, CannotStartError, GatewayFault, SpanbillError
-from gateway.core.exchange import Call, Identity, Routed
+from gateway.core.exchange import Call, Identity
 from gateway.metering.settle import FAILED, INTERRUPTED, Ending
 from gateway.pipeline import Serving
 from gateway.protocols.base import Protocol
 from gateway.release.relay import Caller, Receive, Send
-from gateway.routes import Route
-from gateway.stages import Admitted, Lane, Stages, translated
+from gateway.stages import Admitted, translated
 from otel.traces import Traces
 
 log = logging.getLogger("spanbill.inference")
@@ -60,17 +59,14 @@ class Doors:
 
     Args:
         behind: the FastAPI application.
-        holder: request headers -> who pays, and for what; raises CallerError 401, GatewayFault 503.
-        route: (model, protocol name) -> targets; raises CallerError 404.
-        screen: (who pays, targets) -> those that it may be sent to; raises CallerError 402.
-        choose: (route, targets, call) -> targets in the order in which they are tried, and why.
-        guard: what an admitted request must still pass: limits, budgets.
+        inforce: what the configuration says of requests; each one keeps to what it began with.
         captures: chooses requests whose content is kept; None where nobody may.
         refused: told of each refusal.
         served: told of each exchange's correlation and scope for the SERVER span, after its end.
 
     Attributes:
         start_fault: why the gateway could not start, for the operator.
+        reload: has the configuration read again; None where it stands in no file.
     """
 
     def __init__(
@@ -78,14 +74,9 @@ class Doors:
         *,
         behind: Callable[..., Any],
         protocols: Mapping[str, Protocol],
-        stages: Stages,
+        inforce: InForce,
         ids: Ids,
         traces: Traces,
-        holder: Callable[[Sequence[Header]], Holder],
-        route: Callable[[str, str], Route],
-        screen: Callable[[Identity, tuple[Lane, ...]], tuple[Lane, ...]],
-        choose: Callable[[Route, tuple[Lane, ...], Call], tuple[tuple[Lane, ...], Routed | None]],
-        guard: Guard,
         body_bytes_max: int,
         gate: Gate,
         refused: Callable[[Refusal], None],
@@ -94,16 +85,12 @@ class Doors:
     ) -> None:
         self._behind = behind
         self._protocols = dict(protocols)
-        self._stages = stages
+        self._inforce = inforce
         self._ids = ids
         self.gate = gate
         self.start_fault: str | None = None
+        self.reload: Callable[[], None] | None = None
         self._traces = traces
-        self._holder = holder
-        self._route = route
-        self._choose = choose
-        self._screen = screen
-        self._guard = guard
         self._body_bytes_max = body_bytes_max
         self._captures = captures
         self._refused = refused
@@ -153,7 +140,8 @@ class Doors:
             raise
 
     async def _serve(self, protocol: Protocol, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        stages = self._stages
+        terms = self._inforce.terms
+        stages = terms.stages
         started_ns, started_unix_ns = stages.monotonic_ns(), stages.now_ns()
         headers: list[Header] = scope["headers"]
         correlation = begin(headers, self._ids, self._traces, self._names[protocol.path])
@@ -162,7 +150,9 @@ class Doors:
         serving: Serving | None = None
         capture: Capture | None = None
         try:
-            admitted = await self._admit(protocol, scope, receive, correlation, started_ns, started_unix_ns)
+            admitted = await self._admit(
+                terms, protocol, scope, receive, correlation, started_ns, started_unix_ns
+            )
             if self._captures is not None and (capture := self._captures.begin(admitted, caller)) is not None:
                 stages, admitted = capture.over(stages, admitted)
             self.gate.enter()
@@ -171,7 +161,7 @@ class Doors:
         except SpanbillError as error:
             if admitted is not None:
                 error.headers = (*admitted.hold.headers, *error.headers)
-            who = self._payer(headers)
+            who = _payer(terms, headers)
             await self._refuse(
                 protocol, caller, correlation, error, serving, started_ns, started_unix_ns, who
             )
@@ -200,6 +190,7 @@ class Doors:
 
     async def _admit(
         self,
+        terms: Terms,
         protocol: Protocol,
         scope: Mapping[str, Any],
         receive: Receive,
@@ -210,14 +201,14 @@ class Doors:
         headers: list[Header] = scope["headers"]
         if scope["method"] != "POST":
             raise CallerError("method_not_allowed", f"{protocol.path} takes POST", status=405)
-        holder = self._holder(headers)
+        holder = terms.holder(headers)
         identity = holder.identity
         holder.permission.ask_endpoint(protocol.name)
         body = await read_body(receive, headers, self._body_bytes_max)
         request = protocol.read_request(body)
         holder.permission.ask_model(request.model)
-        route = self._route(request.model, protocol.name)
-        lanes = self._screen(identity, route.lanes) if protocol.billable else route.lanes
+        route = terms.route(request.model, protocol.name)
+        lanes = terms.screen(identity, route.lanes) if protocol.billable else route.lanes
         client = scope.get("client")
         call = Call(
             record_id=correlation.record_id,
@@ -242,11 +233,11 @@ class Doors:
             sampled=correlation.sampled,
             alias=route.alias,
         )
-        lanes, routed = self._choose(route, lanes, call)
+        lanes, routed = terms.choose(route, lanes, call)
         lanes = translated(lanes, body, request, started_unix_ns // 1_000_000_000)
         if routed is not None:
             call = msgspec.structs.replace(call, route=routed)
-        hold = await self._guard.admit(call, lanes) if protocol.billable else NOTHING_HELD
+        hold = await terms.guard.admit(call, lanes) if protocol.billable else NOTHING_HELD
         return Admitted(
             call=call,
             request=request,
@@ -260,12 +251,6 @@ class Doors:
             hold=hold,
             policy=route.policy,
         )
-
-    def _payer(self, headers: Sequence[Header]) -> Identity | None:
-        """Return whose request was refused; None if its key is not known."""
-        with contextlib.suppress(SpanbillError):
-            return self._holder(headers).identity
-        return None
 
     async def _refuse(
         self,
@@ -287,7 +272,7 @@ class Doors:
                     status=error.status,
                     code=error.code,
                     started_unix_ns=started_unix_ns,
-                    latency_ns=self._stages.monotonic_ns() - started_ns,
+                    latency_ns=self._inforce.terms.stages.monotonic_ns() - started_ns,
                     identity=who,
                 )
             )
@@ -337,6 +322,13 @@ class Doors:
         except Exception:  # the ASGI boundary: what failed may be the reading of the reply
             log.exception("a reply cannot be read; it is billed without", extra={"outcome": ending.outcome})
             serving.abandon(ending, blank=True)
+
+
+def _payer(terms: Terms, headers: Sequence[Header]) -> Identity | None:
+    """Return whose request was refused; None if its key is not known."""
+    with contextlib.suppress(SpanbillError):
+        return terms.holder(headers).identity
+    return None
 
 
 async def read_body(receive: Receive, headers: Sequence[Header], bytes_max: int) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, Request
 
 from gateway.admission.limits import LimitGuard
@@ -10,8 +12,12 @@ from gateway.core.errors import GatewayFault
 from gateway.limits.store import Away
 
 
-def own_limits_router(access: Access, guard: LimitGuard | None) -> APIRouter:
-    """Return the door."""
+def own_limits_router(access: Access, limits: Callable[[], LimitGuard | None]) -> APIRouter:
+    """Return the door.
+
+    Args:
+        limits: the limits in force.
+    """
     router = APIRouter()
 
     @router.get(
@@ -24,7 +30,7 @@ def own_limits_router(access: Access, guard: LimitGuard | None) -> APIRouter:
         },
     )
     async def own_limits(request: Request) -> dict[str, object]:
-        identity = access.who(request)
+        identity, guard = access.who(request), limits()
         if identity is None or guard is None:
             return {"object": "list", "data": []}
         try:

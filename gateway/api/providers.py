@@ -16,11 +16,12 @@ Standings = Mapping[Hashable, tuple[Standing, State, float, int]]
 
 
 def providers_router(
-    access: Access, providers: Mapping[str, Provider], standings: Callable[[], Standings]
+    access: Access, providers: Callable[[], Mapping[str, Provider]], standings: Callable[[], Standings]
 ) -> APIRouter:
     """Return the door.
 
     Args:
+        providers: those in force, by name.
         standings: of each target; see `Chooser.standings`.
     """
     router = APIRouter()
@@ -47,7 +48,7 @@ def providers_router(
                     "doors": list(provider.card.doors),
                     "targets": targets.get(provider.name, []),
                 }
-                for provider in providers.values()
+                for provider in providers().values()
             ],
         }
 

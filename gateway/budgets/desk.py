@@ -33,6 +33,10 @@ class Desk:
     def __init__(self, control: Database, overview: Overview, configured: Sequence[Budget]) -> None:
         self._control = control
         self._overview = overview
+        self.configure(configured)
+
+    def configure(self, configured: Sequence[Budget]) -> None:
+        """Put other budgets in the place of those of the configuration."""
         self._configured = {budget.id: budget for budget in configured}
 
     def listed(

@@ -74,6 +74,7 @@ class Keeper:
         self._monotonic = monotonic
         self._thread = ThreadPoolExecutor(1, "budgets")
         self._version: int | None = None
+        self._stored: tuple[Budget, ...] = ()
         self._budgets: tuple[Budget, ...] = ()
         self._by_payer: dict[tuple[str, str], list[Budget]] = {}
         self._purses: dict[tuple[str, str], Purse] = {}
@@ -100,6 +101,16 @@ class Keeper:
     def warnings_given(self) -> int:
         """How many warnings this process was the first to give."""
         return self._warnings.given
+
+    @property
+    def still(self) -> asyncio.Lock:
+        """Held while purses may be changed by nobody else."""
+        return self._turn
+
+    def configure(self, configured: Sequence[Budget]) -> None:
+        """Put other budgets in the place of those of the configuration; the caller holds `still`."""
+        self._configured = tuple(configured)
+        self._take(self._stored)
 
     def purses_of(self, identity: Identity) -> tuple[Purse, ...]:
         """Return the purses that a request of an identity is held against, always in the same order."""
@@ -253,6 +264,7 @@ class Keeper:
 
     def _take(self, budgets: Sequence[Budget]) -> None:
         """Take over changed budgets; a purse of a changed one must ask before it lets anybody in."""
+        self._stored = tuple(budgets)
         own = {budget.id for budget in self._configured}
         stored = [budget for budget in budgets if budget.id not in own]
         self._budgets = tuple(sorted([*self._configured, *stored], key=lambda budget: budget.id))

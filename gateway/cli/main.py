@@ -6,6 +6,7 @@ or the address cannot be used (EX_CONFIG).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,9 @@ from gateway.cli.rerate import CannotRerate, rerate_journal, selection_of
 from gateway.cli.serve import serve_forever
 from gateway.cli.stopping import settings_or_stop, stop
 from gateway.cli.verify import verify_journal
+from gateway.inforce import checked
+from gateway.reloading import Source, stamp_of
+from gateway.settings import Settings, SettingsError, load_settings, settings_file
 from otel.journal.audit import Logs
 
 app = typer.Typer(name="spanbill", no_args_is_help=True, add_completion=False, help=__doc__.splitlines()[0])
@@ -48,23 +52,35 @@ def serve(
     ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    settings = settings_or_stop()
-    listen = settings.server.model_copy(
-        update={
-            name: value
-            for name, value in (("host", host), ("port", port), ("workers", workers))
-            if value is not None
-        }
-    )
-    fault = serve_forever(settings.model_copy(update={"server": listen}))
-    if fault is not None:
-        stop(fault)
+    own = {
+        name: value
+        for name, value in (("host", host), ("port", port), ("workers", workers))
+        if value is not None
+    }
+
+    def load() -> Settings:
+        settings = load_settings()
+        return settings.model_copy(update={"server": settings.server.model_copy(update=own)})
+
+    path = settings_file()
+    seen = stamp_of(path)
+    try:
+        source = Source(load(), load, path, seen)
+    except SettingsError as fault:
+        stop(str(fault))
+    why = serve_forever(source)
+    if why is not None:
+        stop(why)
 
 
 @app.command()
 def check() -> None:
-    """Check the configuration and print what it comes to, without secrets."""
+    """Check the configuration as a gateway does that is to take it over, and print it without secrets."""
     settings = settings_or_stop()
+    try:
+        checked(settings, os.environ)
+    except SettingsError as fault:
+        stop(str(fault))
     typer.echo(settings.model_dump_json(indent=2))
 
 

@@ -17,18 +17,20 @@ from typing import Final
 import msgspec
 import uvicorn
 
-from gateway.admission.gate import Gate
 from gateway.admission.virtual_keys import KeyEntry
 from gateway.apart import Publishing, Worker, be_behind
+from gateway.api.inference import Doors
 from gateway.app import create_app
 from gateway.assembly import configured_keys
-from gateway.cli.supervisor import QUICK, Supervisor, listen
+from gateway.cli.supervisor import QUICK, RELOAD, Supervisor, listen
 from gateway.core.errors import CannotStartError
 from gateway.core.exchange import Identity
-from gateway.forking import READY, forked
+from gateway.forking import HANGUP, READY, forked
 from gateway.front import FrontBounds, front_protocol
+from gateway.inforce import checked
 from gateway.logs import DirectLines, LineWriter, configure
 from gateway.recorder import starting
+from gateway.reloading import Source
 from gateway.settings import Settings, SettingsError
 from otel.journal.segments import locked
 from otel.shared_metrics import Board
@@ -50,13 +52,16 @@ Demo = tuple[str, KeyEntry]
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound
 
 
-def serve_forever(settings: Settings) -> str | None:
+def serve_forever(source: Source) -> str | None:
     """Serve until told to stop; return why serving could not begin, or None.
 
     The stable HTTP conventions are chosen for the SERVER spans unless the operator chose otherwise.
     """
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
     os.environ.setdefault("OTEL_SERVICE_NAME", "spanbill")
+    if HANGUP is not None:  # until it can be heard: a file that changes meanwhile is noticed all the same
+        signal.signal(HANGUP, signal.SIG_IGN)
+    settings = source.settings
     directory = settings.journal.directory
     with contextlib.ExitStack() as held:
         try:
@@ -66,23 +71,25 @@ def serve_forever(settings: Settings) -> str | None:
         except (SettingsError, CannotStartError) as fault:
             return str(fault)
         if settings.server.workers > 1:
-            return _supervise(settings, demo, lock)
+            return _supervise(source, demo, lock)
     # It was a first look, so that a folder in use is said plainly before anything starts.
-    return _serve_alone(settings, demo)
+    return _serve_alone(source, demo)
 
 
-def _serve_alone(settings: Settings, demo: Demo | None) -> str | None:
+def _serve_alone(source: Source, demo: Demo | None) -> str | None:
     """Serve with this process, and another one behind the journal."""
-    board = Board(2)
+    settings, board = source.settings, Board(2)
     try:
         child = forked(lambda wire: be_behind(settings, os.environ, wire, Publishing(board, 1)))
     except OSError as fault:
         return f"the gateway cannot start a second process: {fault.strerror}"
-    return _serve(settings, demo, Post(Worker(number=0, board=board, behind=child)))
+    with child.wire:
+        return _serve(source, demo, Post(Worker(number=0, board=board, behind=child)))
 
 
-def _supervise(settings: Settings, demo: Demo | None, lock: int) -> str | None:
+def _supervise(source: Source, demo: Demo | None, lock: int) -> str | None:
     """Serve with several processes; all that serve keep the folder's lock, which the caller has."""
+    settings = source.settings
     server = settings.server
     configure(settings.logging.level, DirectLines())
     try:
@@ -92,7 +99,13 @@ def _supervise(settings: Settings, demo: Demo | None, lock: int) -> str | None:
     board = Board(server.workers + 1)
 
     def work(number: int, wire: socket.socket) -> str | None:
-        return _serve(settings, demo, Post(Worker(number=number, board=board), listeners, wire))
+        return _serve(source, demo, Post(Worker(number=number, board=board), listeners, wire))
+
+    def renew(told: bool) -> bool:
+        if told or source.settled():
+            source.renew(lambda changed: checked(changed, os.environ))
+            return True
+        return False
 
     def behind(wire: socket.socket) -> str | None:
         os.close(lock)
@@ -105,7 +118,7 @@ def _supervise(settings: Settings, demo: Demo | None, lock: int) -> str | None:
         if demo:
             _greet(settings, demo[0])
 
-    return Supervisor(work, server.workers, behind, listeners, server.shutdown_grace_s, begun).run()
+    return Supervisor(work, server.workers, behind, listeners, server.shutdown_grace_s, begun, renew).run()
 
 
 class Post(msgspec.Struct, frozen=True):
@@ -120,13 +133,15 @@ class Post(msgspec.Struct, frozen=True):
     wire: socket.socket | None = None
 
 
-def _serve(settings: Settings, demo: Demo | None, post: Post) -> str | None:
+def _serve(source: Source, demo: Demo | None, post: Post) -> str | None:
     """Serve with this process; return why serving could not begin, or None."""
+    settings = source.settings
     alone = post.wire is None
     lines = LineWriter(worker=None if alone else post.worker.number)
     configure(settings.logging.level, lines)  # what is found on the way in is told like all else
+    keys = [demo[1]] if demo else ()
     try:
-        app = create_app(settings, keys=[demo[1]] if demo else (), lines=lines, worker=post.worker)
+        app = create_app(settings, keys=keys, lines=lines, worker=post.worker, source=source)
     except (SettingsError, CannotStartError) as fault:
         lines.close()
         return str(fault)
@@ -151,10 +166,11 @@ def _serve(settings: Settings, demo: Demo | None, post: Post) -> str | None:
     for told in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal once more after its orderly stop; that must not end the process by it.
         signal.signal(told, lambda *_: None)
-    gate = app.gate
     server = (
-        Server(config, gate, grace_s) if post.wire is None else WorkerServer(config, gate, grace_s, post.wire)
+        Server(config, app, grace_s) if post.wire is None else WorkerServer(config, app, grace_s, post.wire)
     )
+    if HANGUP is not None:
+        signal.signal(HANGUP, lambda *_: server.tell_to_reload())
     try:
         server.run(post.listeners)
     except SystemExit:  # uvicorn's way to say that it could not start
@@ -172,9 +188,11 @@ class Server(uvicorn.Server):
         grace_s: how long requests that are inside may go on.
     """
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: Doors, grace_s: float) -> None:
         super().__init__(config)
-        self._gate = gate
+        self._gate = app.gate
+        self._reload = app.reload
+        self._told_to_reload = False
         self._grace_s = grace_s
         self._stop_at: float | None = None
 
@@ -186,8 +204,15 @@ class Server(uvicorn.Server):
         self._gate.closed = True
         self._stop_at = time.monotonic() + self._grace_s
 
+    def tell_to_reload(self) -> None:
+        """Have the configuration read at the next tick; for a signal's handler."""
+        self._told_to_reload = True
+
     async def on_tick(self, counter: int) -> bool:
         """Stop once nothing is inside, or the grace is over."""
+        if self._told_to_reload and self._reload is not None:
+            self._told_to_reload = False
+            self._reload()
         if self._stop_at is not None and (self._gate.inside == 0 or time.monotonic() >= self._stop_at):
             self.should_exit = True
         return await super().on_tick(counter)
@@ -203,8 +228,8 @@ class WorkerServer(Server):
         wire: to the supervisor, see there.
     """
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, grace_s: float, wire: socket.socket) -> None:
-        super().__init__(config, gate, grace_s)
+    def __init__(self, config: uvicorn.Config, app: Doors, grace_s: float, wire: socket.socket) -> None:
+        super().__init__(config, app, grace_s)
         self._wire = wire
         self._wire.setblocking(False)
 
@@ -228,6 +253,11 @@ class WorkerServer(Server):
             return await super().on_tick(counter)
         except OSError:
             word = b""
+        if RELOAD in word:
+            self.tell_to_reload()
+            word = word.replace(RELOAD, b"")
+            if not word:
+                return await super().on_tick(counter)
         if not word and self._stop_at is None:
             log.error("the supervisor is gone; this worker stops")
         self.handle_exit(signal.SIGTERM, None)

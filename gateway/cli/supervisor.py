@@ -3,7 +3,8 @@
     supervisor   holds the folder's lock and the listening sockets; no thread, no event loop, no request
         │ fork
         ├──▶ worker 0   a writer with segments of its own; a connection waits in the one queue of all
-        ├──▶ worker 1       ▲ `s` stop, `q` stop without waiting, end of file: the supervisor is gone
+        ├──▶ worker 1       ▲ `s` stop, `q` stop without waiting, `h` read the configuration again;
+        │                   │ end of file: the supervisor is gone
         │                   ▼ `r` serving, `f` and why it cannot serve
         └──▶ behind     what comes behind the journal, for all of them; it ends after the last worker
 
@@ -28,15 +29,15 @@ from typing import Final
 
 from gateway.apart import NAME
 from gateway.cli.restarts import DELAY_MAX_S, End, GiveUp, after
-from gateway.forking import FAULT, FAULT_BYTES_MAX, GO, READY, SIGNALS, STOP, forked
+from gateway.forking import FAULT, FAULT_BYTES_MAX, GO, HANGUP, READY, SIGNALS, STOP, forked
+from gateway.reloading import LOOK_S
 
 log = logging.getLogger("spanbill.supervisor")
 
 STRAGGLER_S: Final = 25.0
 """How long a worker may take beyond the grace: leftover connections, settling, the last delivery."""
-WAIT_S_MAX: Final = 5.0
-QUICK: Final = b"q"
-"""Said to a worker, beside the words of every wire: do not wait for requests."""
+QUICK, RELOAD = b"q", b"h"
+"""Said to a worker, beside the words of every wire: do not wait for requests; read the settings again."""
 
 Work = Callable[[socket.socket], str | None]
 """its end of the wire -> None at its orderly end, else why it could not do what it is for."""
@@ -81,6 +82,8 @@ class Supervisor:
         listeners: closed when the gateway stops, so that nobody waits in their queue in vain.
         grace_s: how long requests may go on at the end.
         begun: called once, when the first worker serves.
+        renew: every LOOK_S, reads the configuration again if it changed, or with True in any case; says
+            whether it did. Workers are then told to, and one that is started later begins with it.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         grace_s: float,
         begun: Callable[[], None],
+        renew: Callable[[bool], bool] = lambda _: False,
     ) -> None:
         self._workers = [_Place(number, partial(work, number)) for number in range(count)]
         self._behind = _Place(NAME, behind)
@@ -98,9 +102,11 @@ class Supervisor:
         self._listeners = listeners
         self._grace_s = grace_s
         self._begun = begun
+        self._renew = renew
         self._ever_served = False
         self._fault: str | None = None
         self._kill_at: float | None = None
+        self._look_at = 0.0
         self._wake: tuple[int, int] = (-1, -1)
 
     def run(self) -> str | None:
@@ -111,6 +117,9 @@ class Supervisor:
                 self._wait()
                 self._reap()
                 self._end_behind()
+                if time.monotonic() >= self._look_at:
+                    self._look_at = time.monotonic() + LOOK_S
+                    self._reload(told=False)
                 if self._kill_at is not None and not self._living():
                     return self._fault
                 if self._kill_at is not None and time.monotonic() >= self._kill_at:
@@ -137,10 +146,10 @@ class Supervisor:
     def _wait(self) -> None:
         """Wait for a signal, for a word of a worker, or for the next thing to do."""
         now = time.monotonic()
-        dues = [place.start_at for place in self._due()]
+        dues = [self._look_at, *(place.start_at for place in self._due())]
         if self._kill_at is not None:
             dues.append(self._kill_at)
-        wait_s = min([WAIT_S_MAX, *(max(0.0, due - now) for due in dues)])
+        wait_s = max(0.0, min(dues) - now)
         wires = {place.wire.fileno(): place for place in self._places if place.wire is not None}
         wake = self._wake[0]
         heard: list[int] = select.select([wake, *wires], [], [], wait_s)[0]
@@ -149,7 +158,9 @@ class Supervisor:
                 self._hear(wires[fd])
                 continue
             for number in os.read(wake, 256):
-                if number != signal.SIGCHLD:
+                if number == HANGUP:
+                    self._reload(told=True)
+                elif number != signal.SIGCHLD:
                     self._stop(signal.Signals(number).name)
 
     def _hear(self, place: _Place) -> None:
@@ -170,6 +181,12 @@ class Supervisor:
         elif not word:
             place.wire.close()  # it is ending: the signal says so in a moment
             place.wire = None
+
+    def _reload(self, *, told: bool) -> None:
+        """Have every worker read the configuration again, if it changed or somebody said so."""
+        if self._kill_at is None and self._renew(told):
+            for place in self._workers:
+                place.tell(RELOAD)
 
     def _stop(self, why: str) -> None:
         """Tell all workers to stop; the second time, not to wait for anybody."""

@@ -43,9 +43,9 @@ class Door:
 
     __slots__ = (
         "_defaults",
-        "_fixed",
         "_forward",
         "endpoint",
+        "fixed",
         "hidden_output",
         "reasoning_in_output",
         "stream_usage",
@@ -66,7 +66,7 @@ class Door:
         self.stream_usage = stream_usage
         self.reasoning_in_output = reasoning_in_output
         self.hidden_output = hidden_output
-        self._fixed = tuple(fixed)
+        self.fixed = tuple(fixed)
         self._forward = forward
         self._defaults = tuple(defaults)
 
@@ -79,7 +79,7 @@ class Door:
         headers = [header for header in client_headers if header[0] in forward]
         sent = [header[0] for header in headers]
         headers += [default for default in self._defaults if default[0] not in sent]
-        headers += self._fixed
+        headers += self.fixed
         headers.append((b"traceparent", traceparent))
         return headers
 
@@ -101,6 +101,12 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     wants: tuple[str, ...] = ()
     key_from: str | None = None
     doors: dict[str, Door]
+
+    def same_place(self, other: Provider) -> bool:
+        """Say whether both reach one address with one key."""
+        return self.origin == other.origin and [door.fixed for door in self.doors.values()] == [
+            door.fixed for door in other.doors.values()
+        ]
 
     def prices_of(self, model: str) -> str:
         """Return the section of the price catalogue for a model: a router's prices depend on the route."""

@@ -84,6 +84,17 @@ class Chooser:
         self._refused = refused
         self._known: dict[Hashable, Known] = {}
 
+    def adopt(self, rules: Rules, changed: Callable[[Hashable], bool]) -> None:
+        """Go by other rules from now on, and forget targets that are no longer what they were.
+
+        Attempts that are under way at a forgotten target end as they would have, and what their answers show
+        later counts for the target of that name.
+        """
+        self._rules = rules
+        self._known = {target: known for target, known in self._known.items() if not changed(target)}
+        for known in self._known.values():
+            known.cooldown.rules = rules
+
     def choose(
         self,
         selector: Selector,

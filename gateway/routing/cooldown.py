@@ -49,10 +49,10 @@ PROBES: Final = 4
 class Cooldown:
     """The state of one target."""
 
-    __slots__ = ("_bad", "_passed", "_pauses", "_recent", "_rules", "_until_ns", "probes")
+    __slots__ = ("_bad", "_passed", "_pauses", "_recent", "_until_ns", "probes", "rules")
 
     def __init__(self, rules: Rules) -> None:
-        self._rules = rules
+        self.rules = rules
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT_MAX)
         self._bad = 0
         self._until_ns: int | None = None
@@ -102,8 +102,8 @@ class Cooldown:
         if wait_s is not None and not ok:
             self._cool(now_ns, jitter, wait_s)
             return "cooling"
-        enough = len(self._recent) >= self._rules.attempts_min
-        if not ok and enough and self._bad >= self._rules.failures * len(self._recent):
+        enough = len(self._recent) >= self.rules.attempts_min
+        if not ok and enough and self._bad >= self.rules.failures * len(self._recent):
             self._cool(now_ns, jitter, None)
             return "cooling"
         return None
@@ -145,11 +145,11 @@ class Cooldown:
     def _cool(self, now_ns: int, jitter: float, wait_s: float | None) -> None:
         doublings = 2.0 ** min(self._pauses, 30)
         if wait_s is None:
-            pause = self._rules.pause_s * doublings * (0.75 + jitter / 2)
+            pause = self.rules.pause_s * doublings * (0.75 + jitter / 2)
         else:
-            least = min(ASKED_MIN_S, self._rules.pause_s) * doublings
+            least = min(ASKED_MIN_S, self.rules.pause_s) * doublings
             pause = max(least, wait_s) * (1 + jitter / 4)
-        self._until_ns = now_ns + round(min(pause, self._rules.pause_max_s) * 1e9)
+        self._until_ns = now_ns + round(min(pause, self.rules.pause_max_s) * 1e9)
         self._pauses += 1
         self._passed = 0
         self._recent.clear()
@@ -160,6 +160,6 @@ class Cooldown:
             self._bad -= not self._recent[0][1]
         self._recent.append((now_ns, ok))
         self._bad += not ok
-        oldest = now_ns - round(self._rules.recent_s * 1e9)
+        oldest = now_ns - round(self.rules.recent_s * 1e9)
         while self._recent[0][0] < oldest:
             self._bad -= not self._recent.popleft()[1]

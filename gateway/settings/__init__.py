@@ -13,6 +13,7 @@ from gateway.settings.model import (
     SettingsError,
     UpstreamSettings,
     load_settings,
+    settings_file,
 )
 from gateway.settings.routing import (
     AliasSettings,
@@ -42,4 +43,5 @@ __all__ = [
     "SettingsError",
     "UpstreamSettings",
     "load_settings",
+    "settings_file",
 ]

@@ -316,6 +316,9 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         section = name.removeprefix(ENV_PREFIX).split("__")[0]
         if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS and section.upper() not in known:
             mistakes.append(f"{name}: there is no such setting")
+    for name in [name for name in values if name.startswith("_")]:  # pydantic's own options, not keys of ours
+        mistakes.append(f"{name}: there is no such setting")
+        del values[name]
     try:
         settings = Settings(**values)  # type: ignore[arg-type]  # the model itself checks the values
     except ValidationError as fault:
@@ -330,6 +333,11 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
             "the configuration has mistakes:\n" + "\n".join(f"  - {line}" for line in mistakes)
         )
     return settings
+
+
+def settings_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the file of settings stands, which need not be there."""
+    return Path(environ.get("SPANBILL_CONFIG") or "spanbill.yaml")
 
 
 def _file_values(named: str | None) -> dict[str, object]:

@@ -52,6 +52,11 @@ class Guarding:
         return Held(self.story)
 
 
+def replace_terms(app: Doors, **changed: Any) -> None:
+    """Have other stages or another guard from the next request on."""
+    app._inforce.terms = msgspec.structs.replace(app._inforce.terms, **changed)
+
+
 class Client:
     """Sends one request and leaves, or is cut off, when it has got `pieces_max` pieces."""
 
@@ -105,7 +110,8 @@ async def gateway(folder: Path) -> AsyncIterator[tuple[Doors, Guarding]]:
         upstream=UpstreamSettings(drain_s=0.05),
     )
     app = create_app(settings, environ={})
-    guard = app._guard = Guarding()
+    guard = Guarding()
+    replace_terms(app, guard=guard)
     begun, stopping = asyncio.Event(), asyncio.Event()
 
     async def receive() -> dict[str, Any]:
@@ -224,8 +230,9 @@ async def test_a_fault_in_pricing_settles_once(tmp_path: Path) -> None:
             faults += 1
             raise ZeroDivisionError
 
-        prices = msgspec.structs.replace(app._stages.prices, charge=fail)
-        app._stages = msgspec.structs.replace(app._stages, prices=prices)
+        stages = app._inforce.terms.stages
+        prices = msgspec.structs.replace(stages.prices, charge=fail)
+        replace_terms(app, stages=msgspec.structs.replace(stages, prices=prices))
         client = Client(app, body())
         await client.run()
     assert faults
@@ -272,5 +279,6 @@ class Broken:
 
 
 def broken(app: Doors, **others: Callable[..., Any]) -> None:
-    recorder: Any = Broken(app._stages.recorder, **others)
-    app._stages = msgspec.structs.replace(app._stages, recorder=recorder)
+    stages = app._inforce.terms.stages
+    recorder: Any = Broken(stages.recorder, **others)
+    replace_terms(app, stages=msgspec.structs.replace(stages, recorder=recorder))

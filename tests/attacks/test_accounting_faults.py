@@ -83,10 +83,11 @@ async def broken_at(
     place: Callable[[Stages, Broken], Stages], gateway: Attacked, wire: Wire, stream: bool
 ) -> tuple[Any, int]:
     """Serve one request while something is broken."""
-    broken, stages = Broken(), gateway.app._stages
-    gateway.app._stages = place(stages, broken)
+    broken, inforce = Broken(), gateway.app._inforce
+    terms = inforce.terms
+    inforce.terms = msgspec.structs.replace(terms, stages=place(terms.stages, broken))
     try:
         answer = await gateway.ask(wire, wire.request(f"chaos-{wire.name}-{stream}", stream=stream))
     finally:
-        gateway.app._stages = stages
+        inforce.terms = terms
     return answer, broken.fired

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.core.exchange import Identity
-from gateway.limiting import Limiting
+from gateway.limiting import Limiting, rules_of
 from gateway.limits.desk import OwnDesk, SharedDesk
 from gateway.limits.shared import RedisLimits
 from gateway.limits.sqlite import SqliteLimits
@@ -36,7 +36,7 @@ def limiting(found: Settings) -> Limiting:
 
 def test_without_rules_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = limiting(settings(tmp_path, monkeypatch))
-    assert (found.guards, found.desk, list(found.health())) == ((), None, [])
+    assert (found.guard, found.desk, list(found.health())) == (None, None, [])
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_limits_of_a_key_are_a_rule_in_place_of_that_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = {"id": "k1", "key": "sk-one-0001", "user": "alice", "limits": {"requests_per_minute": 7}}
-    found = limiting(settings(tmp_path, monkeypatch, RULE, SPANBILL_KEYS=json.dumps([key])))
-    matches = found.book.matches_of(Identity(key_id="k1", user_id="alice", source="key"))
+    found = settings(tmp_path, monkeypatch, RULE, SPANBILL_KEYS=json.dumps([key]))
+    matches = rules_of(found).matches_of(Identity(key_id="k1", user_id="alice", source="key"))
     assert [(match.rule, match.limit) for match in matches] == [("key:k1", 7)]
 
 
