@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from gateway.api.target_metrics import TargetCollector
 from gateway.recording.revision import KEPT, RERATED
 from gateway.settings import ENV_PREFIX, Settings
+from gateway.settings.live import is_live
 from otel.metrics import Metrics
 from otel.schema import ATTRIBUTES, REVISION_ATTRIBUTES, SEMCONV_VERSION, Attribute
 
@@ -84,9 +85,10 @@ def settings_page() -> str:
             "# Settings",
             "",
             "Keys of `spanbill.yaml`, each also a variable; lists and mappings are JSON there.",
+            "A gateway that runs takes over changes of those that are `live` ([reloading](reloading.md)).",
             NOTE,
-            "| key | variable | default | meaning |",
-            "| --- | --- | --- | --- |",
+            "| key | variable | default | change | meaning |",
+            "| --- | --- | --- | --- | --- |",
             *_setting_rows(Settings, ""),
             "",
         ]
@@ -102,7 +104,8 @@ def _setting_rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
             continue
         default = "–" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         variable = "–" if "[]" in key or "NAME" in key else f"`{ENV_PREFIX}{key.upper().replace('.', '__')}`"
-        yield f"| `{key}` | {variable} | {default} | {field.description} |"
+        change = "live" if is_live(key) else "restart"
+        yield f"| `{key}` | {variable} | {default} | {change} | {field.description} |"
         inner = _section_of(*get_args(field.annotation))
         if inner is not None:
             mark = ".NAME." if getattr(field.annotation, "__origin__", None) is dict else "[]."
