@@ -83,7 +83,7 @@ def _serve_alone(source: Source, demo: Demo | None) -> str | None:
         child = forked(lambda wire: be_behind(settings, os.environ, wire, Publishing(board, 1)))
     except OSError as fault:
         return f"the gateway cannot start a second process: {fault.strerror}"
-    with child.wire:
+    with child.wire:  # it ends with this process, and with its service
         return _serve(source, demo, Post(Worker(number=0, board=board, behind=child)))
 
 

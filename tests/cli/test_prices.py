@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli.main import app
 from gateway.pricing.own import FORMAT
+from tests.gateway_process import ROOT, Gateway
 
 OWN = """
 format: spanbill-prices/1
@@ -137,8 +140,14 @@ def test_a_check_names_every_mistake_and_serve_refuses_the_same_file(tmp_path: P
     assert result.exit_code == 78
     assert len(result.stderr.splitlines()) == 2
     (tmp_path / "spanbill.yaml").write_text("prices: {catalog: bad.yaml, exchange: {sat: '0.00065'}}")
-    started = CliRunner().invoke(app, ["serve", "--port", "0"])
-    assert started.exit_code == 78
+    started = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve", "--port", "0"],
+        env={**Gateway.clean_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert started.returncode == 78
     assert "bad.yaml" in started.stderr
     (tmp_path / "spanbill.yaml").write_text("prices: {catalog: prices.yaml}")
     assert "no exchange rate for sat" in prices("check").stderr
