@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.core.dimensions import DIMENSIONS
 from gateway.core.usage import Usage
 from gateway.ledger import schema
 from gateway.ledger.packing import unpacked
@@ -122,6 +123,34 @@ def test_the_same_line_gives_the_same_row_in_any_company() -> None:
     assert together.bills == alone
 
 
+def test_a_bill_has_the_counts_that_it_says_whatever_was_read_before_it() -> None:
+    names = [name for name, dimension in DIMENSIONS.items() if dimension.attribute]
+    for counts in [{}, *({name: 7} for name in names), dict.fromkeys(names, 7), {"output": 7, names[-1]: 7}]:
+        reply = msgspec.structs.replace(exchange(0).reply, usage=Usage(counts=counts))
+        row, lines = projected(inner(msgspec.structs.replace(exchange(0), reply=reply, charge=None)))
+        found = {name: row[f"{name}_tokens"] for name in schema.TOKENS if row[f"{name}_tokens"] is not None}
+        assert found | {line[1]: line[3] for line in lines} == counts
+
+
+def test_what_a_newer_version_says_besides_changes_no_row() -> None:
+    text = inner(exchange(1)).decode()
+    known = '{"key":"billing.record.id"'
+    assert known in text
+    for value in ('{"stringValue":"x"}', '{"bytesValue":"AA=="}', '{"kvlistValue":{"values":[]}}'):
+        more = f'{{"key":"billing.newer","value":{value}}},{known}'
+        assert projected(text.replace(known, more).encode()) == projected(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("said", "held"), [("\\u0000", "\ufffd"), ("a\\\\b\\u0000c\\u0000", "a\\b\ufffdc\ufffd")]
+)
+def test_what_postgresql_has_not_is_replaced_wherever_it_stands(said: str, held: str) -> None:
+    text = inner(exchange(1)).decode()
+    assert '"stringValue":"ok"' in text
+    row, _ = projected(text.replace('"stringValue":"ok"', f'"stringValue":"{said}"').encode())
+    assert row["outcome"] == held
+
+
 def test_amounts_in_two_parts_are_the_amount() -> None:
     for pico in (0, 1, -1, 10**9, 10**9 - 1, -(10**9) - 1, INT64_MAX, -INT64_MAX):
         assert total_pico(*split(pico)) == pico
@@ -131,6 +160,9 @@ def test_amounts_in_two_parts_are_the_amount() -> None:
     st.from_regex(r"-?[0-9]{0,25}\.?[0-9]{0,14}", fullmatch=True) | st.text("0123456789.-eE+ ²٣", max_size=8)
 )
 @example("0.0000000000001")
+@example(".5")
+@example("5.")
+@example("1.²")
 @example("999999.999999999999")
 @example("9223372.036854775808")
 def test_an_amount_is_read_exactly_or_refused(usd: str) -> None:
