@@ -26,7 +26,7 @@ import msgspec
 
 from gateway.behind import STOP_FOLLOWING_S, STOP_REMOVING_S, STOP_SHIPPING_S, Behind
 from gateway.core.errors import CannotStartError
-from gateway.forking import FAULT, FAULT_BYTES_MAX, GO, READY, STOP, Child
+from gateway.forking import FAULT, FAULT_BYTES_MAX, GO, HANGUP, READY, STOP, Child
 from gateway.logs import LineWriter, configure, lines_health
 from gateway.settings import Settings, SettingsError
 from otel.journal.files import Files
@@ -43,9 +43,7 @@ bill costs it up to a third of what its request cost there (70 to 120 of 350 us)
 than that the ledger would stay behind, and budgets with it, for as long as the load lasts."""
 STOP_S: Final = STOP_REMOVING_S + STOP_FOLLOWING_S + STOP_SHIPPING_S + 3.0
 """How long its end may take, log lines included; then it is killed."""
-IGNORED: Final = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+IGNORED: Final = tuple(told for told in (signal.SIGINT, signal.SIGTERM, HANGUP) if told is not None)
 """A terminal or a service manager sends them to every process; when to end, the gateway says."""
 
 
