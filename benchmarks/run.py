@@ -308,9 +308,9 @@ def show(
             f"p50 {wait['p50_ms']:.3f} ms, p99 {wait['p99_ms']:.3f} ms"
         )
     console.print(
-        f"memory: {held['idle_mib']:.0f} MiB idle, {held['open_mib']:.0f} MiB with {OPEN_STREAMS} open "
-        f"streams ({held['kib_per_stream']:.0f} KiB each); {held['own_mib']:.0f} MiB of it are not in common "
-        f"with the process behind the journal, which has {held['behind_mib']:.0f} MiB of its own, idle; "
+        f"memory: {held['idle_mib']:.0f} MiB idle, {held['own_mib']:.0f} of them not in common with the "
+        f"process behind the journal, which has {held['behind_mib']:.0f} of its own; "
+        f"{held['open_mib']:.0f} MiB with {OPEN_STREAMS} open streams ({held['kib_per_stream']:.0f} KiB each); "
         "every answer had its bill in the journal"
     )
     card, library = cards["ours"], cards["library"]
