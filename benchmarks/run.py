@@ -310,8 +310,8 @@ def show(
     console.print(
         f"memory: {held['idle_mib']:.0f} MiB idle, {held['own_mib']:.0f} of them not in common with the "
         f"process behind the journal, which has {held['behind_mib']:.0f} of its own; "
-        f"{held['open_mib']:.0f} MiB with {OPEN_STREAMS} open streams ({held['kib_per_stream']:.0f} KiB each); "
-        "every answer had its bill in the journal"
+        f"{held['open_mib']:.0f} MiB with {OPEN_STREAMS} open streams "
+        f"({held['kib_per_stream']:.0f} KiB each); every answer had its bill in the journal"
     )
     card, library = cards["ours"], cards["library"]
     console.print(
