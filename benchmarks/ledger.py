@@ -278,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small journal and a small ledger")
     quick = parser.parse_args().quick
-    journal_size, ledger_size, asked = (3_000, 20_000, 60) if quick else (200_000, 1_000_000, 420)
+    journal_size, ledger_size, asked = (3_000, 20_000, 60) if quick else (1_000_000, 1_000_000, 420)
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="spanbill-ledger-")))
         databases = ["SQLite"]
