@@ -310,6 +310,8 @@ async def test_limits_come_and_go_and_what_was_counted_stays(tmp_path: Path) -> 
         gateway.write({**version(1), "limits": {"rules": [{**RULES[0], "requests_per_minute": 3}]}})
         await gateway.reload("taken")
         assert [(await gateway.ask())[0] for _ in range(2)] == [200, 429], "two of three were used before"
+        (told,) = (await gateway.get("/v1/key/limits"))[1]["data"]
+        assert (told["id"], told["limit"], told["used"]) == (RULES[0]["id"], 3, 3)
         gateway.write(version(1))
         await gateway.reload("taken")
         assert (await gateway.ask())[0] == 200
