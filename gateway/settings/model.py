@@ -8,10 +8,11 @@ hands each one the values that it needs.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError
@@ -30,6 +31,9 @@ NOT_SETTINGS = frozenset(
     {"SPANBILL_CONFIG", "SPANBILL_RECORDINGS", "SPANBILL_PRICES", "SPANBILL_STACK_CACHE"}
 )
 """Names with our prefix that are not keys of the settings."""
+_QUOTED: Final = re.compile(r"""(['"])((?:\\.|(?!\1).)*)\1""")
+_OF_YAML: Final = re.compile(r"<[a-z ]+>|\\?.")
+"""What YAML's errors may quote: words of its own, and single characters. Anything else may be a key."""
 
 
 class ServerSettings(Section):
@@ -357,7 +361,11 @@ def _file_values(named: str | None) -> dict[str, object]:
         raise SettingsError(f"{path}: the file is not UTF-8") from fault
     except yaml.MarkedYAMLError as fault:  # whose own message quotes the line, and a key may stand there
         line = "" if fault.problem_mark is None else f", line {fault.problem_mark.line + 1}"
-        raise SettingsError(f"{path}{line}: not valid YAML: {fault.problem}") from fault
+        problem = _QUOTED.sub(
+            lambda quoted: quoted[0] if _OF_YAML.fullmatch(quoted[2]) else "something",
+            fault.problem or "it ends too early",
+        )
+        raise SettingsError(f"{path}{line}: not valid YAML: {problem}") from fault
     except yaml.YAMLError as fault:
         raise SettingsError(f"{path}: the file has characters that YAML does not allow") from fault
     except ValueError as fault:  # what YAML takes for a date or a number

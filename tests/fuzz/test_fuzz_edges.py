@@ -338,6 +338,26 @@ def test_a_file_that_is_no_yaml_is_a_mistake_like_any_other(leak: str, tmp_path:
         load_settings({"SPANBILL_CONFIG": str(file)})
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"api_keys: *sk-secret-0001\n", "found undefined alias something"),
+        (b"api_keys: &sk-secret-0001 a\nkeys: &sk-secret-0001 b\n", "second occurrence"),
+        (b"api_keys: !sk-secret-0001 a\n", "could not determine a constructor for the tag something"),
+        (b"api_keys: !sk!secret-0001 'a'\n", "found undefined tag handle something"),
+        (b"api_keys:\n\t- a\n", r"found character '\t' that cannot start any token"),
+        (b"api_keys: [a\nb: c]\n", "expected ',' or ']', but got ':'"),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_without_what_stands_there(text: bytes, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "spanbill.yaml"
+    file.write_bytes(text)
+    with pytest.raises(SettingsError) as refusal:
+        load_settings({"SPANBILL_CONFIG": str(file)})
+    assert str(refusal.value).endswith(told)
+    assert "secret" not in str(refusal.value)
+
+
 def test_a_variable_that_is_no_json_is_a_mistake_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPANBILL_KEYS", '[{"key": "sk-secret-0001"')
     with pytest.raises(SettingsError, match=r"SPANBILL_KEYS: the variable is not valid JSON$"):
