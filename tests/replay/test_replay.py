@@ -142,7 +142,7 @@ def settings_for(folder: Path) -> Settings:
 async def replay(recordings: Path, app: Doors, transport: Replay) -> dict[str, tuple[str, dict[str, int]]]:
     """Serve everything; return what each bill must say, by its id."""
     told: dict[str, tuple[str, dict[str, int]]] = {}
-    whole = cut_off = every_byte = 0
+    whole = cut_off = every_byte = no_document = 0
     for line in (recordings / "index.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["api"] not in PATHS:
@@ -164,8 +164,12 @@ async def replay(recordings: Path, app: Doors, transport: Replay) -> dict[str, t
             kind = b"text/event-stream" if stream else b"application/json"
             transport.serve(recording["status"], kind, pieces)
             status, request_id, sent = await ask(app, PATHS[row["api"]], json.dumps(request).encode())
-            assert status == recording["status"], row["file"]
             told[request_id] = (row["file"], expected(row["file"], recording))
+            if recording["status"] == 200 and not stream and not body.lstrip().startswith(b"{"):
+                assert (status, json.loads(sent)["error"]["code"]) == (502, "upstream_protocol"), row["file"]
+                no_document += 1
+                continue
+            assert status == recording["status"], row["file"]
             if sent == body:
                 whole += 1
             else:
@@ -177,6 +181,7 @@ async def replay(recordings: Path, app: Doors, transport: Replay) -> dict[str, t
                 cut_off += 1
     assert whole > 3800
     assert every_byte > 10
+    assert no_document == 2, "one recording, whole and cut"
     assert cut_off < whole / 20
     return told
 
