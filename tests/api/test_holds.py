@@ -19,6 +19,7 @@ from gateway.app import create_app
 from gateway.core.errors import CallerError, GatewayFault
 from gateway.core.exchange import Call, Exchange
 from gateway.settings import JournalSettings, LoggingSettings, Settings, UpstreamSettings
+from tests.lifespan import lifespan_of
 
 KEY = "sk-holds-0001"
 
@@ -112,25 +113,8 @@ async def gateway(folder: Path) -> AsyncIterator[tuple[Doors, Guarding]]:
     app = create_app(settings, environ={})
     guard = Guarding()
     replace_terms(app, guard=guard)
-    begun, stopping = asyncio.Event(), asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if not begun.is_set():
-            return {"type": "lifespan.startup"}
-        await stopping.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def send(message: dict[str, Any]) -> None:
-        assert not message["type"].endswith("failed"), message
-        begun.set()
-
-    life = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
-    await begun.wait()
-    try:
+    async with lifespan_of(app):
         yield app, guard
-    finally:
-        stopping.set()
-        await life
 
 
 def body(model: str = "sim-small", *, stream: bool = False) -> dict[str, Any]:

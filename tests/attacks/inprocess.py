@@ -31,6 +31,7 @@ from gateway.settings import (
 from tests.attacks.chaos import Chaos
 from tests.attacks.wires import MODEL, Wire
 from tests.gateway_process import attributes, spans_in
+from tests.lifespan import lifespan_of
 
 KEY = "sk-attack-0001"
 PROVIDER_KEY = "sk-provider-secret-0001"
@@ -216,23 +217,5 @@ async def attacked(
 ) -> AsyncIterator[Attacked]:
     """Run a gateway whose only provider is `chaos`."""
     app = create_app(settings_for(folder, chaos, logging, admin, **upstream), environ={}, lines=lines)
-    started, stopping, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if not started.is_set():
-            return {"type": "lifespan.startup"}
-        await stopping.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def send(message: dict[str, Any]) -> None:
-        assert not message["type"].endswith("failed"), message
-        (finished if started.is_set() else started).set()
-
-    life = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
-    await started.wait()
-    try:
+    async with lifespan_of(app):
         yield Attacked(app, chaos, folder)
-    finally:
-        stopping.set()
-        await life
-        assert finished.is_set()

@@ -17,6 +17,7 @@ from gateway.app import create_app
 from gateway.reloading import Source, stamp_of
 from gateway.settings import load_settings
 from tests.gateway_process import bills_in_journal
+from tests.lifespan import lifespan_of
 
 WAIT_S = 60.0
 KEY = "sk-reload-0001"
@@ -145,22 +146,5 @@ async def living(
     seen = stamp_of(found.file)
     found.source = Source(load(), load, found.file, seen)
     found.app = create_app(found.source.settings, environ={}, keys=keys, source=found.source)
-    started, stopping = asyncio.Event(), asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        if not started.is_set():
-            return {"type": "lifespan.startup"}
-        await stopping.wait()
-        return {"type": "lifespan.shutdown"}
-
-    async def send(message: dict[str, Any]) -> None:
-        assert not message["type"].endswith("failed"), message
-        started.set()
-
-    life = asyncio.ensure_future(found.app({"type": "lifespan"}, receive, send))
-    await started.wait()
-    try:
+    async with lifespan_of(found.app):
         yield found
-    finally:
-        stopping.set()
-        await life

@@ -28,6 +28,7 @@ from gateway.settings import (
     Settings,
 )
 from tests.gateway_process import bills_in_journal
+from tests.lifespan import lifespan_of
 from tests.recorded import COUNTED, expected_counts
 
 PATHS = {
@@ -191,26 +192,8 @@ def test_every_recorded_exchange_passes_and_is_billed_as_reported(recordings: Pa
     app = create_app(settings_for(tmp_path), environ={}, transport=transport)
 
     async def run() -> dict[str, tuple[str, dict[str, int]]]:
-        started, stopping, finished = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-        async def receive() -> dict[str, Any]:
-            if not started.is_set():
-                return {"type": "lifespan.startup"}
-            await stopping.wait()
-            return {"type": "lifespan.shutdown"}
-
-        async def send(message: dict[str, Any]) -> None:
-            assert not message["type"].endswith("failed"), message
-            (finished if started.is_set() else started).set()
-
-        life = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
-        await started.wait()
-        try:
+        async with lifespan_of(app):
             return await replay(recordings, app, transport)
-        finally:
-            stopping.set()
-            await life
-            assert finished.is_set()
 
     told = asyncio.run(run())
     bills = bills_in_journal(tmp_path)
