@@ -147,19 +147,11 @@ class Serving:
     # a streamed reply
 
     async def _serve_stream(self, upstream: UpstreamReply, first: bytes, intent: int) -> None:
-        stages, admitted, caller = self._stages, self._admitted, self._caller
-        lane, made = self._attempts.lane, self._attempts.made
-        try:
-            await stages.recorder.durable(intent)
-        except GatewayFault as refused:  # the provider was called, and may charge
-            self._status = refused.status
-            self._settle(NOT_KEPT, Reply())
-            raise
-        await caller.start(200, reply_headers(upstream.headers, admitted.ids, None, made=made))
+        stages, admitted, caller, lane = self._stages, self._admitted, self._caller, self._attempts.lane
         meter = self._meter = lane.spoken(admitted.protocol).stream_meter(admitted.request, lane.dialect)
         fault: UpstreamError | None = None
         try:
-            await self._relay(upstream, first, meter)
+            await self._relay(upstream, first, meter, intent)
         except UpstreamError as broken:
             fault = broken
         tail = meter.finish()
@@ -175,6 +167,8 @@ class Serving:
             ending = ending_of_reply(200, reply, billable=admitted.protocol.billable, gone=gone)
         _, sequence = self._settle(ending, reply, meter.said)
         await stages.recorder.durable(sequence)
+        if not caller.started:  # it all came at once: its bill is durable, and so is the intent before it
+            await self._start(upstream)
         if ending.outcome in ("ok", "client_disconnected") or (
             reply.error_type is not None and fault is None
         ):
@@ -182,7 +176,20 @@ class Serving:
         else:
             await caller.body(admitted.protocol.error_event(fault or _cut_off()), more=False)
 
-    async def _relay(self, upstream: UpstreamReply, data: bytes, meter: StreamMeter) -> None:
+    async def _start(self, upstream: UpstreamReply) -> None:
+        made = self._attempts.made
+        await self._caller.start(200, reply_headers(upstream.headers, self._admitted.ids, None, made=made))
+
+    async def _start_behind(self, intent: int, upstream: UpstreamReply) -> None:
+        try:
+            await self._stages.recorder.durable(intent)
+        except GatewayFault as refused:  # the provider was called, and may charge
+            self._status = refused.status
+            self._settle(NOT_KEPT, Reply())
+            raise
+        await self._start(upstream)
+
+    async def _relay(self, upstream: UpstreamReply, data: bytes, meter: StreamMeter, intent: int) -> None:
         """Pass the stream on as it comes, until its end, or as far as patience goes without a caller."""
         stages, caller = self._stages, self._caller
         async with Patience(caller, self._attempts.drains, stages.monotonic_ns) as patience:
@@ -191,10 +198,13 @@ class Serving:
                 if self._first_chunk_ns is None:
                     self._first_chunk_ns = now - self._admitted.started_ns
                 released = meter.feed(data)
-                if meter.ended and self._owes_note(meter, now):
+                if meter.ended and (not caller.started or self._owes_note(meter, now)):
                     self._with_end = released  # the bill comes at once, and has more to say than a note
-                elif released and await self._noted(meter, now):
-                    await caller.body(released, more=True)
+                elif released:
+                    if not caller.started:
+                        await self._start_behind(intent, upstream)
+                    if await self._noted(meter, now):
+                        await caller.body(released, more=True)
                 if meter.ended:
                     await _read_out(upstream, meter)
                     return

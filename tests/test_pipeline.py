@@ -235,6 +235,23 @@ async def test_of_a_stream_only_the_terminal_event_waits_for_the_bill() -> None:
     assert world.bills[0].reply.usage.counts == {"input": 3, "output": 2}
 
 
+async def test_a_stream_that_comes_all_at_once_waits_once_for_its_bill_and_so_for_its_intent() -> None:
+    world = World(CONTENT + CONTENT + USAGE + DONE, stream=True)
+    await world.serving().serve()
+    assert world.events == ["intent", "call", "bill", "durable 2", "start 200", "end", "close"]
+    assert world.sent == CONTENT + CONTENT + DONE
+
+
+@pytest.mark.parametrize("fault", ["refuse_settle", "refuse_durable"])
+async def test_a_stream_that_comes_all_at_once_and_whose_bill_is_not_kept_is_not_begun(fault: str) -> None:
+    world = World(CONTENT + USAGE + DONE, stream=True)
+    setattr(world, fault, True)
+    with pytest.raises(GatewayFault):
+        await world.serving().serve()
+    assert world.sent == b""
+    assert not [event for event in world.events if event.startswith(("start", "out", "end"))]
+
+
 async def test_no_provider_is_called_when_the_intent_cannot_be_written() -> None:
     world = World(WHOLE)
     world.refuse_intent = True
