@@ -215,7 +215,7 @@ BUGS: dict[str, Bug] = {
     # the order of the story
     "a stream begins before its intent is durable": Bug(
         PIPELINE,
-        "            await stages.recorder.durable(intent)\n",
+        "            await self._stages.recorder.durable(intent)\n",
         "            pass\n",
         seed=1,
     ),
